@@ -1,0 +1,85 @@
+//! Every name that the system reads or writes on a machine, in one place.
+//!
+//! The names are a contract with bootc's composefs backend; those marked *ours* are additions that it ignores. All are
+//! relative: to the physical root (mounted at `/sysroot`), to the ESP, or to `/run`.
+
+use crate::digest::DeploymentId;
+
+/// The composefs repository, below the physical root.
+pub const REPOSITORY: &str = "composefs";
+/// The repository's description; it must have fs-verity where the repository is sealed.
+pub const REPOSITORY_META: &str = "composefs/meta.json";
+/// The links to the EROFS images, below the physical root.
+pub const IMAGES: &str = "composefs/images";
+/// One directory per deployment, below the physical root.
+pub const DEPLOYMENTS: &str = "state/deploy";
+/// The `/var` that all deployments share, below the physical root.
+pub const SHARED_VAR: &str = "state/os/default/var";
+/// What `state/deploy/<D>/var` links to.
+pub const VAR_LINK: &str = "../../os/default/var";
+/// *Ours*: the directory of the two files below.
+pub const FINALIZE_STATE: &str = "state/finalize";
+/// *Ours*: the staged deployment; outlives a crash, unlike [`MARKER`].
+pub const STAGED: &str = "state/finalize/staged.json";
+/// *Ours*: the record of the last finalization.
+pub const RECORD: &str = "state/finalize/record.json";
+/// *Ours*: held while a finalization runs.
+pub const LOCK: &str = "state/finalize/lock";
+
+/// A deployment's writable /etc, below its state directory.
+pub const ETC: &str = "etc";
+/// *Ours*: the new deployment's /etc before the merge; its presence says that the merged one is in place.
+pub const ETC_ORIG: &str = "etc.orig";
+/// *Ours*: a merge under way; always safe to delete.
+pub const ETC_MERGING: &str = "etc.merging";
+/// *Ours*: local files that the merge could not keep in place.
+pub const ETC_CONFLICTS: &str = "etc.conflicts";
+
+/// The marker's directory, below `/run`.
+pub const MARKER_DIR: &str = "composefs";
+/// The marker of a staged deployment, below `/run`.
+pub const MARKER: &str = "composefs/staged-deployment";
+
+/// The directory of both entry directories, below the file system that holds the entries.
+pub const LOADER: &str = "loader";
+/// The live entries, below [`LOADER`].
+pub const ENTRIES: &str = "entries";
+/// The entries of the next boot, below [`LOADER`].
+pub const ENTRIES_STAGED: &str = "entries.staged";
+/// The directory of GRUB's files, below the boot directory.
+pub const GRUB: &str = "grub2";
+/// GRUB's live menu entries for UKIs, below [`GRUB`].
+pub const USER_CFG: &str = "user.cfg";
+/// Those of the next boot, below [`GRUB`].
+pub const USER_CFG_STAGED: &str = "user.cfg.staged";
+/// The directory of kernels and UKIs on the ESP.
+pub const EFI_LINUX: &str = "EFI/Linux";
+/// The directory of our UKIs on the ESP.
+pub const EFI_LINUX_BOOTC: &str = "EFI/Linux/bootc";
+/// What the name of every kernel directory and UKI of ours begins with.
+pub const BOOT_PREFIX: &str = "bootc_composefs-";
+
+/// The deployment's state directory, below the physical root.
+pub fn deployment(id: &DeploymentId) -> String {
+    format!("{DEPLOYMENTS}/{id}")
+}
+
+/// The deployment's origin file, below its state directory.
+pub fn origin(id: &DeploymentId) -> String {
+    format!("{id}.origin")
+}
+
+/// The deployment's EROFS image, below the physical root.
+pub fn image(id: &DeploymentId) -> String {
+    format!("{IMAGES}/{id}")
+}
+
+/// The name of the directory with the deployment's kernel and initrd.
+pub fn kernel_dir(id: &DeploymentId) -> String {
+    format!("{BOOT_PREFIX}{id}")
+}
+
+/// The name of the deployment's UKI.
+pub fn uki(id: &DeploymentId) -> String {
+    format!("{BOOT_PREFIX}{id}.efi")
+}

@@ -1,0 +1,1 @@
+//! From OCI images to bootable composefs disk images.
