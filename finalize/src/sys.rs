@@ -2,3 +2,7 @@
 //! before the n-th change (see [`fault`]), and nothing above needs `unsafe`.
 
 pub mod fault;
+pub mod file;
+pub mod mount;
+pub mod rename;
+pub mod sync;
