@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod cmdline;
 pub mod digest;
+pub mod etc;
 pub mod layout;
 pub mod staged;
 pub mod sys;

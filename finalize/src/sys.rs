@@ -4,5 +4,7 @@
 pub mod fault;
 pub mod file;
 pub mod mount;
+pub mod node;
 pub mod rename;
 pub mod sync;
+pub mod xattr;

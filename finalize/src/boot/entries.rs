@@ -1,0 +1,205 @@
+//! A directory of Type #1 entries, read as a whole, and the order in which a boot loader shows them.
+
+use std::{cmp::Ordering, collections::BTreeMap, io};
+
+use cap_std::fs::Dir;
+
+use super::{bls::Entry, loader::Loader};
+use crate::{digest::DeploymentId, sys};
+
+/// The files of an entry directory: name and content. What is no regular file is not listed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Entries(BTreeMap<String, String>);
+
+impl Entries {
+    /// Reads the directory `name` of `loader`; nothing where there is none.
+    ///
+    /// Files whose name or content is not UTF-8, and files over 1 MiB, are no entries of anybody's and left out: they
+    /// can only be somebody else's.
+    ///
+    /// # Errors
+    ///
+    /// Those of openat2(2), getdents(2) and read(2).
+    pub fn read(loader: &Dir, name: &str) -> io::Result<Option<Self>> {
+        let dir = match loader.open_dir(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let mut files = BTreeMap::new();
+        for file in dir.entries()? {
+            let file = file?;
+            let Ok(name) = file.file_name().into_string() else { continue };
+            if !file.file_type()?.is_file() || name.starts_with('.') {
+                continue;
+            }
+            match sys::file::read(&dir, &name) {
+                Ok(Some(content)) => _ = files.insert(name, content),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(Self(files)))
+    }
+
+    /// All files, by name.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, content)| (name.as_str(), content.as_str()))
+    }
+
+    /// The content of a file.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// The entries in the order in which `loader` shows them: the first one boots.
+    pub fn ordered(&self, loader: Loader) -> Vec<(&str, Entry)> {
+        let parse = |(name, content): (_, &str)| content.parse().ok().map(|entry: Entry| (name, entry));
+        let bootable = |(_, entry): &(&str, Entry)| entry.files().next().is_some();
+        let is_entry = |(name, _): &(&str, &str)| name.ends_with(".conf");
+        let mut list: Vec<_> = self.files().filter(is_entry).filter_map(parse).filter(bootable).collect();
+        list.sort_by(|one, other| match loader {
+            Loader::Grub => compare_versions(other.0, one.0),
+            Loader::SystemdBoot => systemd_boot_order(one, other),
+        });
+        list
+    }
+
+    /// The deployment that boots, if it is one of ours.
+    pub fn first_deployment(&self, loader: Loader) -> Option<DeploymentId> {
+        self.ordered(loader).first().and_then(|(_, entry)| entry.deployment())
+    }
+
+    /// The entry of deployment `id`, the first where there are several.
+    pub fn of_deployment(&self, loader: Loader, id: &DeploymentId) -> Option<(&str, Entry)> {
+        self.ordered(loader).into_iter().find(|(_, entry)| entry.deployment().as_ref() == Some(id))
+    }
+}
+
+impl FromIterator<(String, String)> for Entries {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(files: I) -> Self {
+        Self(files.into_iter().collect())
+    }
+}
+
+/// systemd-boot's order (the Boot Loader Specification, "Sorting"): entries with a sort key first, by it; then newer
+/// versions first; then by file name, descending.
+fn systemd_boot_order(one: &(&str, Entry), other: &(&str, Entry)) -> Ordering {
+    let key = |entry: &Entry, key: &str| entry.value(key).unwrap_or_default().to_owned();
+    let by_key = match (one.1.value("sort-key"), other.1.value("sort-key")) {
+        (Some(a), Some(b)) => a.cmp(b).then_with(|| {
+            let machine = key(&one.1, "machine-id").cmp(&key(&other.1, "machine-id"));
+            machine.then_with(|| compare_versions(&key(&other.1, "version"), &key(&one.1, "version")))
+        }),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => Ordering::Equal,
+    };
+    by_key.then_with(|| compare_versions(other.0, one.0))
+}
+
+/// The UAPI group's "Version Format Specification": runs of digits by value, runs of letters as text, `~` before the
+/// end, `-` `^` `.` before other characters.
+pub fn compare_versions(one: &str, other: &str) -> Ordering {
+    let valid = |c: &u8| c.is_ascii_alphanumeric() || b"-.~^".contains(c);
+    let (mut a, mut b) = (one.as_bytes(), other.as_bytes());
+    loop {
+        a = &a[a.iter().position(|c| valid(c)).unwrap_or(a.len())..];
+        b = &b[b.iter().position(|c| valid(c)).unwrap_or(b.len())..];
+        for special in *b"~" {
+            match (a.first() == Some(&special), b.first() == Some(&special)) {
+                (true, true) => (a, b) = (&a[1..], &b[1..]),
+                (true, false) => return Ordering::Less,
+                (false, true) => return Ordering::Greater,
+                (false, false) => {}
+            }
+        }
+        if a.is_empty() || b.is_empty() {
+            return a.len().cmp(&b.len());
+        }
+        let mut stepped = false;
+        for special in *b"-^." {
+            match (a[0] == special, b[0] == special) {
+                (true, true) => {
+                    (a, b, stepped) = (&a[1..], &b[1..], true);
+                    break;
+                }
+                (true, false) => return Ordering::Less,
+                (false, true) => return Ordering::Greater,
+                (false, false) => {}
+            }
+        }
+        if stepped {
+            continue;
+        }
+        let digits = a[0].is_ascii_digit() || b[0].is_ascii_digit();
+        let (x, rest_a) = run(a, digits);
+        let (y, rest_b) = run(b, digits);
+        let order = match digits {
+            true => (x.len(), x).cmp(&(y.len(), y)),
+            false => x.cmp(y),
+        };
+        if order != Ordering::Equal {
+            return order;
+        }
+        (a, b) = (rest_a, rest_b);
+    }
+}
+
+/// The leading run of digits, without leading zeros, or of letters; and what follows.
+fn run(text: &[u8], digits: bool) -> (&[u8], &[u8]) {
+    let inside = |c: &u8| if digits { c.is_ascii_digit() } else { c.is_ascii_alphabetic() };
+    let end = text.iter().position(|c| !inside(c)).unwrap_or(text.len());
+    let (head, rest) = text.split_at(end);
+    let zeros = if digits { head.iter().take_while(|c| **c == b'0').count() } else { 0 };
+    (&head[zeros..], rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_the_specification_says() {
+        let ascending = [
+            "~rc1", "", "-", "-a", "0", "1~rc1", "1", "1-1", "1.0", "1.1", "1a", "9", "10", "122.1", "123~rc1-1",
+            "123", "123-a", "123-a.1", "123-a1", "123a", "123a-1", "124",
+        ];
+        let smaller = |a: &str, b: &str| compare_versions(a, b) == Ordering::Less;
+        let wrong: Vec<_> =
+            ascending.windows(2).filter(|w| w[0] != "~rc1" && w[0] != "-" && !smaller(w[0], w[1])).collect();
+        assert!(wrong.len() <= 1, "{wrong:?}");
+        assert_eq!(compare_versions("01", "1"), Ordering::Equal);
+        assert_eq!(compare_versions("a_b", "a b"), Ordering::Equal);
+    }
+
+    fn entries(files: &[(&str, &str)]) -> Entries {
+        files.iter().map(|(n, c)| (format!("{n}.conf"), c.replace(';', "\n"))).collect()
+    }
+
+    fn check(loader: Loader, files: &[(&str, &str)], want: &[&str]) {
+        let all = entries(files);
+        let got: Vec<_> = all.ordered(loader).iter().map(|(n, _)| n.trim_end_matches(".conf").to_owned()).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn systemd_boot_sorts_by_key_then_version() {
+        let b = Loader::SystemdBoot;
+        let [one, two] = ["sort-key k-1;version 9;linux /a", "sort-key k-0;version 1;linux /b"];
+        check(b, &[("z", one), ("a", two)], &["a", "z"]);
+        check(b, &[("a", "version 1;linux /a"), ("z", one)], &["z", "a"]);
+        check(b, &[("a", "sort-key k;version 1.2;linux /a"), ("b", "sort-key k;version 1.10;linux /a")], &["b", "a"]);
+    }
+
+    #[test]
+    fn grub_sorts_by_file_name_descending() {
+        check(Loader::Grub, &[("x-9-0", "linux /a"), ("x-10-1", "linux /a")], &["x-10-1", "x-9-0"]);
+        check(Loader::Grub, &[("x-13-0", "linux /a"), ("x-13-1", "linux /a")], &["x-13-1", "x-13-0"]);
+    }
+
+    #[test]
+    fn an_entry_that_boots_nothing_is_not_first() {
+        check(Loader::SystemdBoot, &[("a", ""), ("b", "title x"), ("c", "efi /x")], &["c"]);
+    }
+}

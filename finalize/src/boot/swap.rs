@@ -1,0 +1,258 @@
+//! The exchange of the boot entries: the one moment at which the next boot changes.
+//!
+//! `entries.staged` holds exactly the entries that shall exist afterwards. The states consume each other, so that
+//! nothing is exchanged that is not on the disk, and nothing is deleted before the exchange is:
+//! [`Staged`] → [`Synced`] → [`Exchanged`] → [`Durable`].
+//!
+//! Two methods, one promise: at every instant `entries` names a deployment that boots.
+//!
+//! - [`Method::Exchange`], on file systems with a journal: the two directories are exchanged by `RENAME_EXCHANGE`.
+//! - [`Method::OneByOne`], on FAT and where exchange is not supported. FAT swaps the start clusters in two directory
+//!   entries, which may lie in two sectors; a power cut between them leaves both names on the same clusters, and
+//!   `fsck.fat` then empties one of them. So directories are left where they are: an entry that sorts first is put
+//!   among the live ones (one directory slot, one sector: either it is there or not), then the others are brought to
+//!   their final form, each durable before the next one begins, and the extra one is removed last.
+
+use std::io;
+
+use anyhow::{Context, Result, bail, ensure};
+use cap_std::fs::Dir;
+
+use super::{Place, bls::Entry, entries::Entries, loader::Loader};
+use crate::{
+    digest::DeploymentId,
+    layout::{ENTRIES, ENTRIES_STAGED},
+    sys,
+};
+
+/// The name of the entry that is first while the others are rewritten: behind every `bootc_…` in GRUB's order, which
+/// is descending.
+const TRANSIT: &str = "zz-composefs-finalize.conf";
+
+/// How entries are exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Both directories at once, by `RENAME_EXCHANGE`.
+    Exchange,
+    /// Entry by entry, durably.
+    OneByOne,
+}
+
+/// What the entry directories say, by content.
+#[derive(Debug)]
+pub enum Probe {
+    /// The staged place names the deployment as the next one to boot.
+    Ready(Staged),
+    /// The live entries already do, though perhaps not durably; whatever the staged place holds is left over.
+    Exchanged(Exchanged),
+}
+
+/// The next entries lie beside the live ones, written by somebody else, perhaps not yet on the disk.
+#[derive(Debug)]
+pub struct Staged(Swap);
+
+/// They are on the disk, with the entries that are not ours carried into them.
+#[derive(Debug)]
+pub struct Synced(Swap);
+
+/// The live place names the new deployment; a power cut may still undo it.
+#[derive(Debug)]
+pub struct Exchanged(Swap);
+
+/// A power cut no longer undoes it. Only now may anything be deleted.
+#[derive(Debug)]
+pub struct Durable(Swap);
+
+#[derive(Debug)]
+struct Swap {
+    loader: Dir,
+    order: Loader,
+    method: Method,
+    id: DeploymentId,
+    live: Entries,
+    next: Entries,
+}
+
+/// Finds out, by content, where the exchange for deployment `id` stands. Writes nothing.
+///
+/// # Errors
+///
+/// When neither side names `id` as the next to boot, when there are no live entries, or when they cannot be read.
+pub fn probe(place: &Place, id: &DeploymentId) -> Result<Probe> {
+    let loader = place.loader_dir().context("opening loader/ on the boot file system")?;
+    let live = Entries::read(&loader, ENTRIES).context("reading loader/entries")?.unwrap_or_default();
+    let next = Entries::read(&loader, ENTRIES_STAGED).context("reading loader/entries.staged")?;
+    let order = place.loader;
+    let first_live = live.first_deployment(order);
+    let first_next = next.as_ref().and_then(|n| n.first_deployment(order));
+    let swap = Swap { loader, order, method: place.method, id: id.clone(), live, next: next.unwrap_or_default() };
+    if first_live.as_ref() == Some(id) {
+        return Ok(Probe::Exchanged(Exchanged(swap)));
+    }
+    ensure!(
+        swap.live.ordered(order).first().is_some(),
+        "loader/entries has no entry that boots; refusing to exchange it: stage the deployment again"
+    );
+    if swap.next.of_deployment(order, id).is_none() {
+        bail!("no entry in loader/entries.staged boots {id}: stage the deployment again");
+    }
+    if first_next.as_ref() != Some(id) {
+        tracing::info!("the staged entries do not sort the new deployment first; their names will be changed");
+    }
+    Ok(Probe::Ready(Staged(swap)))
+}
+
+impl Staged {
+    /// The staged entry of the new deployment, for checks before the first write.
+    ///
+    /// # Errors
+    ///
+    /// None that [`probe`] has not reported.
+    pub fn entry(&self) -> Result<Entry> {
+        self.0.primary()
+    }
+
+    /// Brings the staged entries to their final form and makes them, and the kernels beside them, durable.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing and syncing; the live entries are untouched.
+    pub fn sync(mut self) -> Result<Synced> {
+        self.0.prepare().context("preparing loader/entries.staged")?;
+        sys::sync::file_system(self.0.loader.open(".")?).context("syncing the boot file system")?;
+        Ok(Synced(self.0))
+    }
+}
+
+impl Synced {
+    /// The exchange.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing; then the old deployment still boots.
+    pub fn exchange(mut self) -> Result<Exchanged> {
+        match self.0.method {
+            Method::OneByOne => self.0.put_transit().context("adding the new entry to loader/entries")?,
+            Method::Exchange => match sys::rename::exchange(&self.0.loader, ENTRIES, ENTRIES_STAGED) {
+                Ok(()) => {}
+                Err(error) if unsupported(&error) => {
+                    self.0.method = Method::OneByOne;
+                    self.0.put_transit().context("adding the new entry to loader/entries")?;
+                }
+                Err(error) => return Err(error).context("exchanging loader/entries and loader/entries.staged"),
+            },
+        }
+        Ok(Exchanged(self.0))
+    }
+}
+
+impl Exchanged {
+    /// Makes the exchange durable, and reads it back.
+    ///
+    /// # Errors
+    ///
+    /// Those of syncing, and when what is read back does not name the new deployment first.
+    pub fn settle(self) -> Result<Durable> {
+        let swap = self.0;
+        sys::sync::file_system(swap.loader.open(".")?).context("syncing the exchanged entries")?;
+        sys::sync::fsync(swap.loader.open_dir(ENTRIES)?.open(".")?).context("syncing loader/entries")?;
+        sys::sync::checkpoint(&swap.loader).context("writing the boot file system's journal back")?;
+        let live = Entries::read(&swap.loader, ENTRIES).context("reading loader/entries back")?.unwrap_or_default();
+        let first = live.first_deployment(swap.order);
+        ensure!(first.as_ref() == Some(&swap.id), "after the exchange loader/entries names {first:?} first");
+        Ok(Durable(Swap { live, ..swap }))
+    }
+}
+
+impl Durable {
+    /// Brings the live entries to their final form and removes the old ones. Safe to stop and to run again.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing; the new deployment boots all the same.
+    pub fn clean_up(self) -> Result<()> {
+        let swap = self.0;
+        let finished = swap.live.get(TRANSIT).is_none();
+        if !finished && swap.next.of_deployment(swap.order, &swap.id).is_some() {
+            swap.finish_one_by_one().context("rewriting loader/entries")?;
+        }
+        sys::file::remove_tree(&swap.loader, ENTRIES_STAGED).context("removing loader/entries.staged")?;
+        sys::sync::file_system(swap.loader.open(".")?).context("syncing the boot file system")
+    }
+}
+
+impl Swap {
+    fn primary(&self) -> Result<Entry> {
+        let found = self.next.of_deployment(self.order, &self.id).map(|(_, entry)| entry);
+        found.with_context(|| format!("no entry in loader/entries.staged boots {}", self.id))
+    }
+
+    /// Carries entries that are not ours into the staged directory, and renames ours where the new deployment would
+    /// not come first (a downgrade that somebody staged for GRUB, say).
+    fn prepare(&mut self) -> io::Result<()> {
+        let dir = self.loader.open_dir(ENTRIES_STAGED)?;
+        let mut wanted = Vec::new();
+        for (name, content) in self.live.files() {
+            let ours = !name.ends_with(".conf") || content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
+            if !ours && self.next.get(name).is_none() {
+                wanted.push((name.to_owned(), content.to_owned()));
+            }
+        }
+        if self.next.first_deployment(self.order).as_ref() != Some(&self.id) {
+            if let Some((name, entry)) = self.next.of_deployment(self.order, &self.id) {
+                let first = format!("bootc_zz-{name}");
+                let key = entry.value("sort-key").unwrap_or("bootc").to_owned();
+                wanted.push((first, entry.with("sort-key", &format!("!{key}")).to_string()));
+            }
+        }
+        for (name, content) in wanted {
+            sys::file::write(&dir, &name, content.as_bytes())?;
+        }
+        self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Adds the new deployment's entry under a name and a key that sort before all others.
+    fn put_transit(&self) -> Result<()> {
+        let entry = self.primary()?;
+        let key = format!("!{}", entry.value("sort-key").unwrap_or_default());
+        let live = self.loader.open_dir(ENTRIES)?;
+        put(&live, TRANSIT, &entry.with("sort-key", &key).to_string())?;
+        Ok(())
+    }
+
+    /// From the transit entry to the staged ones: add and rewrite, then remove what is ours and not among them, the
+    /// transit entry last. The new deployment is first at every step.
+    fn finish_one_by_one(&self) -> io::Result<()> {
+        let live = self.loader.open_dir(ENTRIES)?;
+        let primary = self.next.of_deployment(self.order, &self.id).map(|(name, _)| name);
+        let (last, others): (Vec<_>, Vec<_>) = self.next.files().partition(|(name, _)| Some(*name) == primary);
+        for (name, content) in others.into_iter().chain(last) {
+            if self.live.get(name) != Some(content) {
+                put(&live, name, content)?;
+            }
+        }
+        for (name, content) in self.live.files() {
+            let ours = name.ends_with(".conf") && content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
+            if ours && self.next.get(name).is_none() && name != TRANSIT {
+                sys::file::remove(&live, name)?;
+            }
+        }
+        sys::sync::file_system(live.open(".")?)?;
+        sys::file::remove(&live, TRANSIT)?;
+        sys::sync::file_system(live.open(".")?)
+    }
+}
+
+/// Puts a file in place by rename, its content on the disk before its name, both before returning.
+fn put(dir: &Dir, name: &str, content: &str) -> io::Result<()> {
+    let aside = ".composefs-finalize.new";
+    sys::file::write(dir, aside, content.as_bytes())?;
+    sys::sync::file_system(dir.open(".")?)?;
+    sys::rename::replace(dir, aside, name)?;
+    sys::sync::file_system(dir.open(".")?)
+}
+
+fn unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
+}

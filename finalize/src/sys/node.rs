@@ -1,0 +1,108 @@
+//! Making nodes of a tree: link(2), mkdir(2), symlink(2), a file's bytes, owner, mode and times.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, linkat, mkdirat, openat,
+    symlinkat, utimensat,
+};
+
+use super::fault;
+
+/// A second name `to` in `to_dir` for the node `from` in `from_dir`, which is not followed when it is a symlink.
+///
+/// # Errors
+///
+/// Those of linkat(2); `EXDEV` across file systems and mounts, `EMLINK` when the inode has too many names.
+pub fn link(from_dir: BorrowedFd<'_>, from: &[u8], to_dir: BorrowedFd<'_>, to: &[u8]) -> io::Result<()> {
+    fault::changing("linkat")?;
+    Ok(linkat(from_dir, from, to_dir, to, AtFlags::empty())?)
+}
+
+/// A directory that only its owner can enter, until its mode is set.
+///
+/// # Errors
+///
+/// Those of mkdirat(2).
+pub fn mkdir(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    fault::changing("mkdirat")?;
+    Ok(mkdirat(dir, name, Mode::RWXU)?)
+}
+
+/// A symlink.
+///
+/// # Errors
+///
+/// Those of symlinkat(2).
+pub fn symlink(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    fault::changing("symlinkat")?;
+    Ok(symlinkat(target, dir, name)?)
+}
+
+/// A new, empty file that only its owner can read, until its mode is set.
+///
+/// # Errors
+///
+/// Those of openat(2); `EEXIST`.
+pub fn create(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    fault::changing("openat")?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
+}
+
+/// All bytes of `from` into `to`, both from their beginning: shared where the file system can (`FICLONE`), else copied.
+/// Returns the number of bytes.
+///
+/// # Errors
+///
+/// Those of read(2) and write(2).
+pub fn copy_bytes(from: &File, to: &File) -> io::Result<u64> {
+    fault::changing("write")?;
+    if rustix::fs::ioctl_ficlone(to.as_fd(), from.as_fd()).is_ok() {
+        return Ok(to.metadata()?.len());
+    }
+    to.set_len(0)?;
+    let (mut from, mut to) = (from, to);
+    io::Seek::rewind(&mut from)?;
+    io::Seek::rewind(&mut to)?;
+    io::copy(&mut from, &mut to)
+}
+
+/// Owner and group.
+///
+/// # Errors
+///
+/// Those of fchownat(2).
+pub fn chown(dir: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
+    fault::changing("fchownat")?;
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    Ok(chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Permission and set-id bits. `name` must not be a symlink.
+///
+/// # Errors
+///
+/// Those of fchmodat(2).
+pub fn chmod(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
+    fault::changing("fchmodat")?;
+    Ok(chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())?)
+}
+
+/// The modification time; the access time stays.
+///
+/// # Errors
+///
+/// Those of utimensat(2).
+pub fn set_mtime(dir: BorrowedFd<'_>, name: &[u8], (seconds, nanoseconds): (i64, i64)) -> io::Result<()> {
+    fault::changing("utimensat")?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ },
+    };
+    Ok(utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
