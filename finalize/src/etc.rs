@@ -1,4 +1,92 @@
 //! Merging /etc: three trees in, one out. Scan, plan, apply: reading yields values, deciding is pure, writing is dumb.
 
+pub mod apply;
+pub mod bytes;
+pub mod merge;
+pub mod plan;
 pub mod scan;
 pub mod tree;
+
+use std::{io, os::fd::BorrowedFd};
+
+use anyhow::{Context, Result, anyhow};
+use cap_std::fs::Dir;
+
+use self::{
+    apply::{Applied, Roots},
+    plan::{Plan, Trees},
+    tree::{RelPath, Tree},
+};
+use crate::sys;
+
+/// The three trees on the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The booted image's own /etc; none when it ships none.
+    pub pristine: Option<BorrowedFd<'a>>,
+    /// The live /etc.
+    pub current: BorrowedFd<'a>,
+    /// The staged deployment's /etc.
+    pub new: BorrowedFd<'a>,
+}
+
+/// A merge that is decided, and has written nothing.
+#[derive(Debug)]
+pub struct Merge<'a> {
+    sources: Sources<'a>,
+    trees: Trees,
+    /// What will be done.
+    pub plan: Plan,
+}
+
+impl<'a> Merge<'a> {
+    /// Reads the three trees and decides.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be read: names side and path.
+    pub fn plan(sources: Sources<'a>) -> Result<Self> {
+        let scan = |name: &str, root: BorrowedFd<'_>| {
+            scan::scan(root).map_err(|(path, error)| anyhow!(error).context(format!("reading {name} /etc/{path}")))
+        };
+        let trees = Trees {
+            pristine: sources.pristine.map_or_else(|| Ok(Tree::default()), |root| scan("the pristine", root))?,
+            current: scan("the live", sources.current)?,
+            new: scan("the staged deployment's", sources.new)?,
+        };
+        let mut bytes = bytes::Files::new(&sources).context("opening the three trees")?;
+        let plan = plan::plan(&trees, &mut bytes).map_err(at("comparing"))?;
+        Ok(Self { sources, trees, plan })
+    }
+
+    /// Writes the merged tree into the new directory `output` of `parent`, and, where local nodes have no place in it,
+    /// those into the new directory `conflicts`. Leftovers of these names are removed first. Nothing is synced.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be written: names the path. Then what was written is incomplete.
+    pub fn write(&self, parent: &Dir, output: &str, conflicts: &str) -> Result<Applied> {
+        let roots = |target| Roots { current: self.sources.current, new: self.sources.new, output: target };
+        let merged = fresh(parent, output).with_context(|| format!("creating {output}"))?;
+        let applied = apply::apply(&self.plan, &self.trees.new, roots(fd(&merged))).map_err(at("merging"))?;
+        if !self.plan.aside.is_empty() {
+            let aside = fresh(parent, conflicts).with_context(|| format!("creating {conflicts}"))?;
+            apply::set_aside(&self.plan, &self.trees.current, roots(fd(&aside))).map_err(at("setting aside"))?;
+        }
+        Ok(applied)
+    }
+}
+
+fn fd(dir: &Dir) -> BorrowedFd<'_> {
+    std::os::fd::AsFd::as_fd(dir)
+}
+
+fn fresh(parent: &Dir, name: &str) -> io::Result<Dir> {
+    sys::file::remove_tree(parent, name)?;
+    sys::node::mkdir(fd(parent), name.as_bytes())?;
+    parent.open_dir(name)
+}
+
+fn at(what: &str) -> impl Fn((RelPath, io::Error)) -> anyhow::Error {
+    move |(path, error)| anyhow!(error).context(format!("{what} /etc/{path}"))
+}

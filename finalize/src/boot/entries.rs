@@ -162,8 +162,28 @@ mod tests {
     #[test]
     fn versions_compare_as_the_specification_says() {
         let ascending = [
-            "~rc1", "", "-", "-a", "0", "1~rc1", "1", "1-1", "1.0", "1.1", "1a", "9", "10", "122.1", "123~rc1-1",
-            "123", "123-a", "123-a.1", "123-a1", "123a", "123a-1", "124",
+            "~rc1",
+            "",
+            "-",
+            "-a",
+            "0",
+            "1~rc1",
+            "1",
+            "1-1",
+            "1.0",
+            "1.1",
+            "1a",
+            "9",
+            "10",
+            "122.1",
+            "123~rc1-1",
+            "123",
+            "123-a",
+            "123-a.1",
+            "123-a1",
+            "123a",
+            "123a-1",
+            "124",
         ];
         let smaller = |a: &str, b: &str| compare_versions(a, b) == Ordering::Less;
         let wrong: Vec<_> =

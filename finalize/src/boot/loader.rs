@@ -63,8 +63,9 @@ mod tests {
 
     #[test]
     fn the_variable_names_the_loader() {
-        let variable =
-            |text: &str| [6, 0, 0, 0].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect::<Vec<_>>();
+        let variable = |text: &str| {
+            [6, 0, 0, 0].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect::<Vec<_>>()
+        };
         assert_eq!(Loader::from_loader_info(&variable("systemd-boot 257.9\0")), Some(Loader::SystemdBoot));
         assert_eq!(Loader::from_loader_info(&variable("GRUB 2.12")), Some(Loader::Grub));
         assert_eq!(Loader::from_loader_info(&variable("rEFInd")), None);

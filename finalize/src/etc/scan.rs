@@ -102,7 +102,9 @@ fn node(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Found> {
             target => Kind::Link(target?.into_bytes()),
         },
         // A whiteout says that there is nothing.
-        FileType::CharacterDevice if (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0) => return Ok(Found::Vanished),
+        FileType::CharacterDevice if (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0) => {
+            return Ok(Found::Vanished);
+        }
         _ => return Ok(Found::Special),
     };
     match sys::xattr::list(dir, name) {

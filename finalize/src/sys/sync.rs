@@ -48,7 +48,9 @@ pub fn checkpoint(dir: &cap_std::fs::Dir) -> io::Result<()> {
     fault::changing("ioctl")?;
     let file = dir.open(".")?;
     match ext4_checkpoint(&file) {
-        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EPERM | libc::EOPNOTSUPP)) => Err(error),
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EPERM | libc::EOPNOTSUPP)) => {
+            Err(error)
+        }
         _ => Ok(()),
     }
 }

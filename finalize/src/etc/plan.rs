@@ -1,0 +1,324 @@
+//! The plan of a merge: for every path of the three trees, whose node the merged tree has there, and why.
+//!
+//! Deciding is pure but for one question, whether two files have the same bytes, which is asked only where everything
+//! else is equal, and of the new tree only where the live one was changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+};
+
+use serde::Serialize;
+
+use super::{
+    merge::{Reason, Shape, Sides, Take, resolve},
+    tree::{Kind, Node, RelPath, Tree},
+};
+
+/// A tree of the three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The booted image's own /etc.
+    Pristine,
+    /// The live /etc.
+    Current,
+    /// The staged deployment's /etc.
+    New,
+}
+
+/// Answers whether the regular files of two sides at a path have the same bytes.
+pub trait SameBytes {
+    /// Both are regular files of one size.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading; a file that vanished is not the same.
+    fn same_bytes(&mut self, one: Side, other: Side, path: &RelPath) -> io::Result<bool>;
+}
+
+/// The three trees, scanned.
+#[derive(Debug, Default)]
+pub struct Trees {
+    /// The booted image's own /etc.
+    pub pristine: Tree,
+    /// The live /etc.
+    pub current: Tree,
+    /// The staged deployment's /etc.
+    pub new: Tree,
+}
+
+/// One path of the merged tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Whose node is in place.
+    pub take: Take,
+    /// Why.
+    pub reason: Reason,
+    /// The node, or none where nothing is.
+    pub node: Option<Node>,
+}
+
+/// What a merge will do; [`super::apply::apply`] does just that.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The root's node.
+    pub root: Option<Node>,
+    /// Every path of the three trees.
+    pub steps: BTreeMap<RelPath, Step>,
+    /// Local nodes that the merged tree has no place for: each, with all below it, is kept in `etc.conflicts`.
+    pub aside: BTreeSet<RelPath>,
+    /// What is never carried: sockets, fifos, devices, lock files.
+    pub skipped: Vec<RelPath>,
+}
+
+/// How many paths each reason decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Counts {
+    /// The image's node, or its absence.
+    pub image: u64,
+    /// The local node, or its absence.
+    pub local: u64,
+    /// Equal changes on both sides.
+    pub converged: u64,
+    /// Conflicts.
+    pub conflicts: u64,
+}
+
+/// Plans the merge.
+///
+/// # Errors
+///
+/// The path and the error of a file that could not be read.
+pub fn plan(trees: &Trees, bytes: &mut dyn SameBytes) -> Result<Plan, (RelPath, io::Error)> {
+    let mut paths: BTreeSet<&RelPath> = BTreeSet::new();
+    for tree in [&trees.pristine, &trees.current, &trees.new] {
+        paths.extend(tree.nodes.keys());
+    }
+    let changes = Changes::find(trees, &paths, bytes)?;
+    let mut plan = Plan { root: root_node(trees), skipped: trees.current.skipped.clone(), ..Plan::default() };
+    for path in paths {
+        if never_carried(path) {
+            plan.skipped.push(path.clone());
+            continue;
+        }
+        let step = decide(&plan, trees, &changes, path);
+        if step.reason == Reason::TypeConflict && !plan.aside.iter().any(|above| path.is_below(above)) {
+            plan.aside.insert(path.clone());
+        }
+        if step.take == Take::Current && step.node.is_some() {
+            plan.keep_parents(trees, path);
+        }
+        plan.steps.insert(path.clone(), step);
+    }
+    Ok(plan)
+}
+
+/// Lock files, and the stamp by which `systemd-update-done` knows that /etc is older than /usr.
+fn never_carried(path: &RelPath) -> bool {
+    matches!(
+        path.as_bytes(),
+        b".updated" | b".pwd.lock" | b"passwd.lock" | b"group.lock" | b"shadow.lock" | b"gshadow.lock"
+    )
+}
+
+fn root_node(trees: &Trees) -> Option<Node> {
+    let [pristine, current, new] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.root.as_ref());
+    match (pristine, current) {
+        (Some(pristine), Some(current)) if pristine.same_but_bytes(current) => new.or(Some(current)).cloned(),
+        _ => current.or(new).cloned(),
+    }
+}
+
+/// Which paths differ between sides.
+struct Changes<'a> {
+    current: BTreeSet<&'a RelPath>,
+    new: BTreeSet<&'a RelPath>,
+    equal: BTreeSet<&'a RelPath>,
+}
+
+impl<'a> Changes<'a> {
+    fn find(
+        trees: &'a Trees,
+        paths: &BTreeSet<&'a RelPath>,
+        bytes: &mut dyn SameBytes,
+    ) -> Result<Self, (RelPath, io::Error)> {
+        let mut found = Self { current: BTreeSet::new(), new: BTreeSet::new(), equal: BTreeSet::new() };
+        let mut shapes_differ = Vec::new();
+        for &path in paths {
+            let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
+            let mut same = |one, other| same(one, other, path, bytes).map_err(|error| (path.clone(), error));
+            let skipped = trees.current.skipped.binary_search(path).is_ok();
+            if !skipped && same((Side::Pristine, p), (Side::Current, c))? {
+                continue;
+            }
+            found.current.insert(path);
+            if !same((Side::Pristine, p), (Side::New, n))? {
+                found.new.insert(path);
+            }
+            if same((Side::Current, c), (Side::New, n))? {
+                found.equal.insert(path);
+            }
+            shapes_differ.extend((shape(c) != shape(p)).then_some(path));
+        }
+        // A directory that went away locally hides what the image changed below it: those paths were not compared.
+        for top in shapes_differ {
+            for &path in paths.range::<RelPath, _>(top..).skip(1).take_while(|path| path.is_below(top)) {
+                let [p, n] = [&trees.pristine, &trees.new].map(|tree| tree.nodes.get(path));
+                let equal = same((Side::Pristine, p), (Side::New, n), path, bytes);
+                if !equal.map_err(|error| (path.clone(), error))? {
+                    found.new.insert(path);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn below(set: &BTreeSet<&'a RelPath>, top: &'a RelPath) -> bool {
+        set.range::<RelPath, _>(top..).find(|path| **path != top).is_some_and(|path| path.is_below(top))
+    }
+}
+
+fn same(
+    (one_side, one): (Side, Option<&Node>),
+    (other_side, other): (Side, Option<&Node>),
+    path: &RelPath,
+    bytes: &mut dyn SameBytes,
+) -> io::Result<bool> {
+    match (one, other) {
+        (None, None) => Ok(true),
+        (Some(one), Some(other)) if one.same_but_bytes(other) => match (&one.kind, &other.kind) {
+            (Kind::File { size: 0, .. }, _) => Ok(true),
+            (Kind::File { inode: a, .. }, Kind::File { inode: b, .. }) if a == b => Ok(true),
+            (Kind::File { .. }, _) => bytes.same_bytes(one_side, other_side, path),
+            _ => Ok(true),
+        },
+        _ => Ok(false),
+    }
+}
+
+fn shape(node: Option<&Node>) -> Shape {
+    match node {
+        None => Shape::Absent,
+        Some(node) if node.is_dir() => Shape::Dir,
+        Some(_) => Shape::Leaf,
+    }
+}
+
+fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a RelPath) -> Step {
+    let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
+    let parent = path.parent().and_then(|parent| plan.steps.get(&parent));
+    if let Some(parent) = parent.filter(|step| !step.node.as_ref().is_some_and(Node::is_dir)) {
+        // Nothing can be below what is no directory; what was, went with it.
+        let hidden = match parent.take {
+            Take::Current if parent.reason != Reason::TypeConflict && changes.new.contains(path) && n.is_some() => {
+                Reason::RemovedConflict
+            }
+            _ => parent.reason,
+        };
+        let kept_for_children = parent.reason == Reason::Image && changes.current.contains(path) && c.is_some();
+        if !kept_for_children {
+            return Step { take: parent.take, reason: hidden, node: None };
+        }
+    }
+    let sides = Sides {
+        current: shape(c),
+        new: shape(n),
+        current_changed: changes.current.contains(path)
+            || (shape(c) == Shape::Dir && shape(n) == Shape::Leaf && Changes::below(&changes.current, path)),
+        new_changed: changes.new.contains(path)
+            || (shape(p) == Shape::Dir && shape(n) == Shape::Leaf)
+            || (shape(n) == Shape::Dir && shape(c) == Shape::Leaf && Changes::below(&changes.new, path)),
+        equal: changes.equal.contains(path),
+    };
+    let reason = if is_local_identity(path, c) { Reason::Local } else { resolve(sides) };
+    let node = match reason.take() {
+        Take::New => n,
+        Take::Current => c,
+    };
+    Step { take: reason.take(), reason, node: node.cloned() }
+}
+
+/// A machine keeps its id, whatever an image ships (machine-id(5)); an empty file, or `uninitialized`, is no id.
+fn is_local_identity(path: &RelPath, current: Option<&Node>) -> bool {
+    let real = |node: &Node| matches!(node.kind, Kind::File { size: 32..=33, .. });
+    path.as_bytes() == b"machine-id" && current.is_some_and(real)
+}
+
+impl Plan {
+    /// Directories that the image dropped stay for the local files in them.
+    fn keep_parents(&mut self, trees: &Trees, path: &RelPath) {
+        let mut above = path.parent();
+        while let Some(dir) = above {
+            if let Some(step) = self.steps.get_mut(&dir).filter(|step| step.node.is_none()) {
+                step.node = trees.current.nodes.get(&dir).cloned();
+                step.take = Take::Current;
+            }
+            above = dir.parent();
+        }
+    }
+
+    /// The paths that a person has to be told about, with the reason.
+    pub fn conflicts(&self) -> impl Iterator<Item = (&RelPath, Reason)> {
+        self.steps.iter().filter(|(_, step)| step.reason.is_conflict()).map(|(path, step)| (path, step.reason))
+    }
+
+    /// How many paths each reason decided.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for step in self.steps.values() {
+            *match step.reason {
+                Reason::Image => &mut counts.image,
+                Reason::Local => &mut counts.local,
+                Reason::Converged => &mut counts.converged,
+                _ => &mut counts.conflicts,
+            } += 1;
+        }
+        counts
+    }
+
+    /// The plan as JSON: `schema`, `paths` (path, action, reason; those that only follow the image are counted but not
+    /// listed), `conflicts`, `skipped`, `counts`. Paths are escaped as [`RelPath`]'s `Display` does.
+    pub fn to_json(&self) -> serde_json::Value {
+        let row = |(path, step): (&RelPath, &Step)| serde_json::json!({ "path": path, "action": step.action(), "reason": step.reason });
+        let listed = |(_, step): &(&RelPath, &Step)| step.reason != Reason::Image;
+        serde_json::json!({
+            "schema": 1,
+            "paths": self.steps.iter().filter(listed).map(row).collect::<Vec<_>>(),
+            "conflicts": self.conflicts().map(|(path, _)| path).collect::<Vec<_>>(),
+            "skipped": self.skipped,
+            "counts": self.counts(),
+        })
+    }
+}
+
+impl Step {
+    /// `keep`, `remove`, or `take` the image's.
+    pub fn action(&self) -> &'static str {
+        match (self.take, &self.node) {
+            (_, None) => "remove",
+            (Take::New, _) => "take",
+            (Take::Current, _) => "keep",
+        }
+    }
+}
+
+/// A line per path that does not just follow the image, and a summary.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (path, step) in self.steps.iter().filter(|(_, step)| step.reason != Reason::Image) {
+            let reason = match step.reason {
+                Reason::Image | Reason::Local => "changed here",
+                Reason::Converged => "changed alike",
+                Reason::ContentConflict => "CONFLICT: changed here and in the image",
+                Reason::RemovedConflict => "CONFLICT: removed here, changed in the image",
+                Reason::TypeConflict => "CONFLICT: another type in the image; the local one goes to etc.conflicts",
+            };
+            writeln!(f, "{:6} /etc/{path}  ({reason})", step.action())?;
+        }
+        for path in &self.skipped {
+            writeln!(f, "skip   /etc/{path}  (never carried)")?;
+        }
+        let Counts { image, local, converged, conflicts } = self.counts();
+        write!(f, "{image} from the image, {local} local, {converged} alike, {conflicts} in conflict")
+    }
+}
