@@ -1,6 +1,7 @@
 //! Finalizes a staged composefs deployment at shutdown: merges /etc, then exchanges the boot entries.
 
 pub mod boot;
+pub mod cli;
 pub mod cmdline;
 pub mod digest;
 pub mod etc;

@@ -1,5 +1,20 @@
 //! `composefs-finalize`: see the library.
 
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use std::process::ExitCode;
+
+use clap::Parser;
+use finalize::cli::Cli;
+
+fn main() -> ExitCode {
+    let result = Cli::parse().run(&mut std::io::stdout().lock());
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[allow(clippy::print_stderr, reason = "only main speaks")]
+            {
+                eprintln!("composefs-finalize: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -206,6 +206,10 @@ fn shape(node: Option<&Node>) -> Shape {
 
 fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a RelPath) -> Step {
     let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
+    if plan.aside.iter().any(|top| path.is_below(top)) {
+        // Below a type conflict everything is the image's; what was local is set aside as a whole.
+        return Step { take: Take::New, reason: Reason::Image, node: n.cloned() };
+    }
     let parent = path.parent().and_then(|parent| plan.steps.get(&parent));
     if let Some(parent) = parent.filter(|step| !step.node.as_ref().is_some_and(Node::is_dir)) {
         // Nothing can be below what is no directory; what was, went with it.

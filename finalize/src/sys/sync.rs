@@ -39,7 +39,7 @@ pub fn file_system(dir: impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// `EIO`. A kernel without the call, and a process without the right to it, is no error: the exchange is in the journal.
+/// `EIO`. A file system without a journal, a kernel without the call, and a process without the right to it, is no error: the exchange is in the journal.
 pub fn checkpoint(dir: &cap_std::fs::Dir) -> io::Result<()> {
     const EXT4: rustix::fs::FsWord = 0xef53;
     if rustix::fs::fstatfs(dir)?.f_type != EXT4 {
@@ -48,7 +48,9 @@ pub fn checkpoint(dir: &cap_std::fs::Dir) -> io::Result<()> {
     fault::changing("ioctl")?;
     let file = dir.open(".")?;
     match ext4_checkpoint(&file) {
-        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EPERM | libc::EOPNOTSUPP)) => {
+        Err(error)
+            if !matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTTY | libc::EPERM | libc::EOPNOTSUPP)) =>
+        {
             Err(error)
         }
         _ => Ok(()),
