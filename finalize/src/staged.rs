@@ -124,10 +124,10 @@ fn ini_value<'a>(text: &'a str, section: &str, key: &str) -> Option<&'a str> {
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
             inside = name.trim() == section;
-        } else if let Some((k, v)) = line.split_once('=').filter(|_| inside) {
-            if k.trim() == key {
-                found = Some(v.trim());
-            }
+        } else if let Some((k, v)) = line.split_once('=').filter(|_| inside)
+            && k.trim() == key
+        {
+            found = Some(v.trim());
         }
     }
     found

@@ -65,9 +65,10 @@ impl Entries {
         list
     }
 
-    /// The deployment that boots, if it is one of ours.
+    /// The deployment of the first entry that is ours. Where somebody's own entry stands before it (with GRUB a file
+    /// name behind `bootc_` is enough), that one boots, before a finalization as after it.
     pub fn first_deployment(&self, loader: Loader) -> Option<DeploymentId> {
-        self.ordered(loader).first().and_then(|(_, entry)| entry.deployment())
+        self.ordered(loader).into_iter().find(|(_, entry)| entry.is_ours()).and_then(|(_, entry)| entry.deployment())
     }
 
     /// The entry of deployment `id`, the first where there are several.
@@ -104,8 +105,8 @@ pub fn compare_versions(one: &str, other: &str) -> Ordering {
     let valid = |c: &u8| c.is_ascii_alphanumeric() || b"-.~^".contains(c);
     let (mut a, mut b) = (one.as_bytes(), other.as_bytes());
     loop {
-        a = &a[a.iter().position(|c| valid(c)).unwrap_or(a.len())..];
-        b = &b[b.iter().position(|c| valid(c)).unwrap_or(b.len())..];
+        a = &a[a.iter().position(&valid).unwrap_or(a.len())..];
+        b = &b[b.iter().position(&valid).unwrap_or(b.len())..];
         for special in *b"~" {
             match (a.first() == Some(&special), b.first() == Some(&special)) {
                 (true, true) => (a, b) = (&a[1..], &b[1..]),

@@ -90,7 +90,7 @@ pub fn probe(place: &Place, id: &DeploymentId) -> Result<Probe> {
         return Ok(Probe::Exchanged(Exchanged(swap)));
     }
     ensure!(
-        swap.live.ordered(order).first().is_some(),
+        !swap.live.ordered(order).is_empty(),
         "loader/entries has no entry that boots; refusing to exchange it: stage the deployment again"
     );
     if swap.next.of_deployment(order, id).is_none() {
@@ -198,12 +198,12 @@ impl Swap {
                 wanted.push((name.to_owned(), content.to_owned()));
             }
         }
-        if self.next.first_deployment(self.order).as_ref() != Some(&self.id) {
-            if let Some((name, entry)) = self.next.of_deployment(self.order, &self.id) {
-                let first = format!("bootc_zz-{name}");
-                let key = entry.value("sort-key").unwrap_or("bootc").to_owned();
-                wanted.push((first, entry.with("sort-key", &format!("!{key}")).to_string()));
-            }
+        if self.next.first_deployment(self.order).as_ref() != Some(&self.id)
+            && let Some((name, entry)) = self.next.of_deployment(self.order, &self.id)
+        {
+            let first = format!("bootc_zz-{name}");
+            let key = entry.value("sort-key").unwrap_or("bootc").to_owned();
+            wanted.push((first, entry.with("sort-key", &format!("!{key}")).to_string()));
         }
         for (name, content) in wanted {
             sys::file::write(&dir, &name, content.as_bytes())?;

@@ -54,8 +54,8 @@ pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, (RelP
         let Some(node) = &step.node else { continue };
         let label = new.nodes.get(path).and_then(|node| node.label.as_ref());
         let written = match step.take {
-            Take::New => writer.from_new(path, node),
-            Take::Current => writer.from_current(path, &relabelled(node, label)),
+            Take::New => writer.take_new(path, node),
+            Take::Current => writer.take_current(path, &relabelled(node, label)),
         };
         written.map_err(|error| (path.clone(), error))?;
     }
@@ -81,7 +81,7 @@ pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applie
     let wanted = |path: &RelPath| plan.aside.iter().any(|top| path == top || path.is_below(top) || top.is_below(path));
     let nodes: Vec<_> = current.nodes.iter().filter(|(path, _)| wanted(path)).collect();
     for (path, node) in &nodes {
-        writer.from_current(path, node).map_err(|error| ((*path).clone(), error))?;
+        writer.take_current(path, node).map_err(|error| ((*path).clone(), error))?;
     }
     for (path, node) in nodes.iter().rev().filter(|(_, node)| node.is_dir()) {
         writer.finish_dir(path, node).map_err(|error| ((*path).clone(), error))?;
@@ -116,7 +116,7 @@ impl Writer {
     }
 
     /// A node of the new tree: the same inode under a second name, so that nothing is copied; directories anew.
-    fn from_new(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
+    fn take_new(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
         let to = self.output.parent_of(path)?;
         if node.is_dir() {
             return sys::node::mkdir(to, path.name());
@@ -131,16 +131,16 @@ impl Writer {
     }
 
     /// A node of the live tree, copied. One that vanished since the plan was made is left out.
-    fn from_current(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
+    fn take_current(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
         let to = self.output.parent_of(path)?;
         if node.is_dir() {
             return sys::node::mkdir(to, path.name());
         }
-        if let Kind::File { inode, shared: true, .. } = node.kind {
-            if let Some(first) = self.first_names.get(&inode) {
-                let from = self.links.parent_of(first)?;
-                return sys::node::link(from, first.name(), to, path.name());
-            }
+        if let Kind::File { inode, shared: true, .. } = node.kind
+            && let Some(first) = self.first_names.get(&inode)
+        {
+            let from = self.links.parent_of(first)?;
+            return sys::node::link(from, first.name(), to, path.name());
         }
         let copied = self.current.parent_of(path).and_then(|from| copy(from, to, path, node));
         match copied {
