@@ -1,0 +1,3 @@
+//! The parts of a disk image.
+
+pub mod verity;

@@ -1,5 +1,0 @@
-//! `image-tools`: see the library.
-
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
-}
