@@ -4,9 +4,13 @@ pub mod bls;
 pub mod entries;
 pub mod esp;
 pub mod loader;
+pub mod place;
 pub mod swap;
 
+use anyhow::{Context, Result};
 use cap_std::fs::Dir;
+
+use crate::digest::DeploymentId;
 
 pub use loader::Loader;
 
@@ -33,5 +37,22 @@ impl Place {
     pub fn loader_dir(&self) -> std::io::Result<Dir> {
         let boot = if self.boot.is_empty() { "." } else { self.boot };
         self.root.open_dir(boot)?.open_dir(crate::layout::LOADER)
+    }
+
+    /// Where the exchange for deployment `id` stands here, with what it will boot checked. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`swap::probe`], and when a kernel, an initrd or a UKI that the new entry names is missing.
+    pub fn probe(&self, id: &DeploymentId) -> Result<swap::Probe> {
+        let probe = swap::probe(self, id)?;
+        if let swap::Probe::Ready(staged) = &probe {
+            for path in staged.entry()?.files() {
+                let found = self.root.metadata(path.trim_start_matches('/'));
+                let found = found.with_context(|| format!("looking for {path}, which the staged entry names"))?;
+                anyhow::ensure!(found.is_file() && found.len() > 0, "{path}, which the staged entry names, is empty");
+            }
+        }
+        Ok(probe)
     }
 }

@@ -1,62 +1,56 @@
 //! The command line as typed.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+mod etc;
+mod report;
 
-use anyhow::{Context, Result, ensure};
-use cap_std::{ambient_authority, fs::Dir};
-use clap::{Args, Parser, Subcommand};
+use std::{io::Write, process::ExitCode};
 
-use crate::etc::{Merge, Sources};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
 
-/// Merges /etc of three trees.
+use crate::host::{Access, Ambient, Host};
+
+/// Finalizes a staged composefs deployment: merges /etc, then makes the boot loader start it.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    ambient: Ambient,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The merge engine on any three directories
-    #[command(subcommand)]
-    Etc(Etc),
-}
-
-#[derive(Debug, Subcommand)]
-enum Etc {
-    /// Print what a merge would do; write nothing
+    /// Finalize the staged deployment; the main job, run at shutdown
+    #[command(alias = "composefs-finalize-staged")]
+    Staged {
+        /// Print what would be done; write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print the record as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Preview the merge of /etc into the staged deployment; write nothing
     Plan {
-        #[command(flatten)]
-        trees: Trees,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Write the merged tree into a new directory
-    Merge {
-        #[command(flatten)]
-        trees: Trees,
-        /// The merged tree; must not exist
+    /// What is booted, what is staged, and what became of the last finalization
+    Status {
+        /// Print JSON
         #[arg(long)]
-        output: PathBuf,
+        json: bool,
     },
-}
-
-#[derive(Debug, Args)]
-struct Trees {
-    /// The booted image's own /etc
-    #[arg(long)]
-    pristine: PathBuf,
-    /// The live /etc
-    #[arg(long)]
-    current: PathBuf,
-    /// The staged deployment's /etc
-    #[arg(long)]
-    new: PathBuf,
+    /// Run when the unit is started: takes up an update that a crash has interrupted
+    Arm,
+    /// Run at boot: says what became of the last finalization
+    Report,
+    /// The merge engine on any three directories
+    #[command(subcommand)]
+    Etc(etc::Etc),
 }
 
 impl Cli {
@@ -64,41 +58,19 @@ impl Cli {
     ///
     /// # Errors
     ///
-    /// Those of reading the trees and of writing the output, which then is not left behind.
-    pub fn run(self, out: &mut dyn Write) -> Result<()> {
-        let Command::Etc(command) = self.command;
-        let (Etc::Plan { trees, .. } | Etc::Merge { trees, .. }) = &command;
-        let [pristine, current, new] = [open(&trees.pristine)?, open(&trees.current)?, open(&trees.new)?];
-        let fd = std::os::fd::AsFd::as_fd;
-        let merge = Merge::plan(Sources { pristine: Some(fd(&pristine)), current: fd(&current), new: fd(&new) })?;
-        match command {
-            Etc::Plan { json: true, .. } => writeln!(out, "{:#}", merge.plan.to_json())?,
-            Etc::Plan { .. } => writeln!(out, "{}", merge.plan)?,
-            Etc::Merge { output, .. } => {
-                write_merged(&merge, &output)?;
-                writeln!(out, "{}", merge.plan)?;
+    /// Whatever keeps it from being done; the old deployment then is what boots.
+    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
+        let open = |access| Host::open(&self.ambient, access);
+        match self.command {
+            Command::Staged { dry_run: false, json } => return report::staged(&self.ambient, json, out),
+            Command::Staged { dry_run: true, json } | Command::Plan { json } => {
+                report::plan(&open(Access::Read)?, json, out)?;
             }
+            Command::Status { json } => report::status(&open(Access::Read)?, json, out)?,
+            Command::Arm => writeln!(out, "{}", crate::arm::arm(&open(Access::Write)?)?)?,
+            Command::Report => writeln!(out, "{}", crate::arm::report(&open(Access::Write)?)?)?,
+            Command::Etc(command) => command.run(out)?,
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
-}
-
-fn open(path: &Path) -> Result<Dir> {
-    Dir::open_ambient_dir(path, ambient_authority()).with_context(|| format!("opening {}", path.display()))
-}
-
-fn write_merged(merge: &Merge<'_>, output: &Path) -> Result<()> {
-    let name = output.file_name().and_then(|name| name.to_str());
-    let name = name.with_context(|| format!("{} does not end in a UTF-8 name", output.display()))?;
-    let parent = open(output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    let conflicts = format!("{name}.conflicts");
-    for taken in [name, &conflicts] {
-        ensure!(parent.symlink_metadata(taken).is_err(), "{taken} exists beside {}: remove it", output.display());
-    }
-    let written = merge.write(&parent, name, &conflicts);
-    if written.is_err() {
-        _ = parent.remove_dir_all(name);
-        _ = parent.remove_dir_all(&conflicts);
-    }
-    written.map(drop)
 }

@@ -8,7 +8,7 @@ use finalize::cli::Cli;
 fn main() -> ExitCode {
     let result = Cli::parse().run(&mut std::io::stdout().lock());
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             #[allow(clippy::print_stderr, reason = "only main speaks")]
             {

@@ -102,6 +102,43 @@ pub fn probe(place: &Place, id: &DeploymentId) -> Result<Probe> {
     Ok(Probe::Ready(Staged(swap)))
 }
 
+/// [`Synced`], or [`Exchanged`] by an earlier run.
+#[derive(Debug)]
+pub enum Ready {
+    /// To be exchanged.
+    Synced(Synced),
+    /// To be made durable.
+    Exchanged(Exchanged),
+}
+
+impl Probe {
+    /// [`Staged::sync`], where there is something to exchange.
+    ///
+    /// # Errors
+    ///
+    /// As [`Staged::sync`].
+    pub fn sync(self) -> Result<Ready> {
+        match self {
+            Self::Ready(staged) => staged.sync().map(Ready::Synced),
+            Self::Exchanged(exchanged) => Ok(Ready::Exchanged(exchanged)),
+        }
+    }
+}
+
+impl Ready {
+    /// [`Synced::exchange`], where there is something to exchange.
+    ///
+    /// # Errors
+    ///
+    /// As [`Synced::exchange`].
+    pub fn exchange(self) -> Result<Exchanged> {
+        match self {
+            Self::Synced(synced) => synced.exchange(),
+            Self::Exchanged(exchanged) => Ok(exchanged),
+        }
+    }
+}
+
 impl Staged {
     /// The staged entry of the new deployment, for checks before the first write.
     ///
@@ -194,7 +231,7 @@ impl Swap {
         let mut wanted = Vec::new();
         for (name, content) in self.live.files() {
             let ours = !name.ends_with(".conf") || content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
-            if !ours && self.next.get(name).is_none() {
+            if !ours && self.next.get(name) != Some(content) {
                 wanted.push((name.to_owned(), content.to_owned()));
             }
         }
@@ -206,7 +243,7 @@ impl Swap {
             wanted.push((first, entry.with("sort-key", &format!("!{key}")).to_string()));
         }
         for (name, content) in wanted {
-            sys::file::write(&dir, &name, content.as_bytes())?;
+            put(&dir, &name, &content)?;
         }
         self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
         Ok(())

@@ -3,9 +3,7 @@
 //! Every function of [`crate::sys`] that changes something on a disk calls [`changing`] first. Without the feature
 //! `failpoints` (in every shipped binary) that is nothing at all. With it, `COMPOSEFS_FINALIZE_FAIL=<how>:<n>` arms the
 //! n-th call, counted from 1: `exit` ends the process at once, as a power cut does; `enospc` and `eio` make that call,
-//! and every one after it, fail. `COMPOSEFS_FINALIZE_COUNT=<file>` writes the number of calls when the program ends.
-
-use std::io;
+//! and every one after it, fail.
 
 /// Announces the changing system call `name`.
 ///
@@ -14,12 +12,12 @@ use std::io;
 /// The error that an armed failpoint asks for; without the feature `failpoints`, none.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
-pub fn changing(_name: &'static str) -> io::Result<()> {
+pub fn changing(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
 #[cfg(feature = "failpoints")]
-pub use armed::{changing, count};
+pub use armed::changing;
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -54,11 +52,6 @@ mod armed {
             };
             Some((how, n.parse().ok()?))
         })
-    }
-
-    /// The number of changing system calls so far.
-    pub fn count() -> u64 {
-        CALLS.load(Ordering::SeqCst)
     }
 
     /// Announces the changing system call `name`.

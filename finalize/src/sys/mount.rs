@@ -5,7 +5,7 @@ use std::{
     ffi::CStr,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -81,6 +81,18 @@ pub fn detached(kind: &str, device: &Path, options: &[(&str, &str)]) -> io::Resu
     let attributes =
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// Where the block device `device` is mounted, if it is.
+///
+/// # Errors
+///
+/// Those of reading `/proc/self/mountinfo`.
+pub fn mount_point_of(device: &Path) -> io::Result<Option<PathBuf>> {
+    let number = rustix::fs::stat(device)?.st_rdev;
+    let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
+    let mounts = procfs::process::Process::myself().and_then(|me| me.mountinfo()).map_err(io::Error::other)?;
+    Ok(mounts.into_iter().find(|mount| mount.majmin == number).map(|mount| mount.mount_point))
 }
 
 /// `struct mount_attr` of mount_setattr(2).

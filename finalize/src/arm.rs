@@ -1,0 +1,180 @@
+//! What happens at boot: an update that a crash interrupted is taken up again, and the last finalization is judged by
+//! what booted.
+//!
+//! `state/finalize/staged.json` names the staged deployment from staging (in an image that ships one) or from the
+//! beginning of a finalization until its end. The marker in /run is gone after a crash, and restored from it.
+
+use std::fmt;
+
+use anyhow::{Context, Result};
+use cap_std::fs::Dir;
+use jiff::Timestamp;
+
+use crate::{
+    deployment::{Deployment, Originals},
+    digest::DeploymentId,
+    host::{Host, open},
+    layout::{FINALIZE_STATE, MARKER, MARKER_DIR, STAGED},
+    lock::Lock,
+    record::{NextBoot, Outcome, Record},
+    staged::Marker,
+    sys,
+};
+
+/// What [`arm`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Armed {
+    /// No update is waiting.
+    Nothing,
+    /// The marker is there already.
+    Staged(DeploymentId),
+    /// The marker was restored.
+    Restored(DeploymentId),
+    /// What was staged cannot be finalized, and why.
+    Unusable(DeploymentId, String),
+}
+
+impl fmt::Display for Armed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("armed: nothing is staged"),
+            Self::Staged(id) => write!(f, "armed: {} is staged", id.short()),
+            Self::Restored(id) => write!(f, "armed: {} was staged before a restart, and is again", id.short()),
+            Self::Unusable(id, why) => write!(f, "armed: {} was staged but cannot be finalized: {why}", id.short()),
+        }
+    }
+}
+
+/// Restores the marker from `state/finalize/staged.json` when there is none, and the deployment named there is
+/// complete and not the booted one.
+///
+/// # Errors
+///
+/// Those of reading and writing; a malformed file names itself.
+pub fn arm(host: &Host) -> Result<Armed> {
+    if let Some(marker) = host.marker()? {
+        return Ok(Armed::Staged(marker.depl_id));
+    }
+    let Some(marker) = remembered(&host.sysroot)? else { return Ok(Armed::Nothing) };
+    let id = marker.depl_id.clone();
+    if id == host.booted.id {
+        return Ok(Armed::Nothing);
+    }
+    if let Err(error) = Deployment::open(&host.sysroot, &id) {
+        return Ok(Armed::Unusable(id, format!("{error:#}")));
+    }
+    let run = open(&host.ambient.run)?;
+    let write = || {
+        sys::file::create_dir_all(&run, MARKER_DIR)?;
+        sys::file::write_atomic(&run.open_dir(MARKER_DIR)?, name_of(MARKER), marker.to_string().as_bytes())
+    };
+    write().with_context(|| format!("writing {}/{MARKER}", host.ambient.run.display()))?;
+    Ok(Armed::Restored(id))
+}
+
+/// What is staged according to `state/finalize/staged.json`.
+///
+/// # Errors
+///
+/// When it cannot be read or is malformed.
+pub fn remembered(sysroot: &Dir) -> Result<Option<Marker>> {
+    let text = sys::file::read(sysroot, STAGED).with_context(|| format!("reading {STAGED}"))?;
+    text.map(|text| text.parse().with_context(|| format!("reading {STAGED}: remove it"))).transpose()
+}
+
+/// Writes down that `id` is staged, so that a crash loses no update.
+///
+/// # Errors
+///
+/// Those of writing.
+pub fn remember(sysroot: &Dir, id: &DeploymentId) -> Result<()> {
+    let marker = Marker { depl_id: id.clone(), finalization_locked: false };
+    if remembered(sysroot).ok().flatten().as_ref() == Some(&marker) {
+        return Ok(());
+    }
+    let write = || {
+        let dir = sysroot.open_dir(FINALIZE_STATE)?;
+        sys::file::write_atomic(&dir, name_of(STAGED), marker.to_string().as_bytes())
+    };
+    write().with_context(|| format!("writing {STAGED}"))
+}
+
+/// The update is no longer waiting.
+///
+/// # Errors
+///
+/// Those of unlink(2).
+pub fn forget(sysroot: &Dir) -> Result<()> {
+    sys::file::remove(sysroot, STAGED).with_context(|| format!("removing {STAGED}"))
+}
+
+/// What became of the last finalization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// There was none, or it was judged before.
+    Nothing,
+    /// The deployment that was finalized has booted.
+    Booted(DeploymentId),
+    /// It was finalized, but another one has booted.
+    NotBooted(DeploymentId),
+    /// It did not come to its end; how far it came, and why.
+    Unfinished(String),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("no finalization to report on"),
+            Self::Booted(id) => write!(f, "the finalized deployment {} has booted", id.short()),
+            Self::NotBooted(id) => {
+                write!(
+                    f,
+                    "{} was finalized, but another deployment has booted: chosen in the menu, or the loader fell back",
+                    id.short()
+                )
+            }
+            Self::Unfinished(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Compares the record with what booted, and writes into it what was found. Once the finalized deployment has booted,
+/// its original /etc is no longer needed.
+///
+/// # Errors
+///
+/// Those of reading and writing.
+pub fn report(host: &Host) -> Result<Verdict> {
+    let _lock = Lock::take(&host.sysroot)?;
+    let waiting = remembered(&host.sysroot)?.filter(|marker| marker.depl_id != host.booted.id);
+    let Some(mut record) = Record::read(&host.sysroot)? else {
+        return Ok(waiting.map_or(Verdict::Nothing, |marker| unfinished(&marker.depl_id, "never ended")));
+    };
+    let to = record.to.clone();
+    let verdict = match (record.outcome, to) {
+        _ if record.next_boot.is_some() => return Ok(Verdict::Nothing),
+        (Outcome::Finalized, Some(to)) if to == host.booted.id => Verdict::Booted(to),
+        (Outcome::Finalized, Some(to)) if waiting.is_none() => Verdict::NotBooted(to),
+        (_, Some(to)) => match waiting {
+            Some(marker) if marker.depl_id != to => unfinished(&marker.depl_id, "never ended"),
+            _ => unfinished(&to, &format!("ended at step {:?}: {}", record.step, record.error.join(": "))),
+        },
+        (_, None) => Verdict::Nothing,
+    };
+    record.next_boot = Some(NextBoot { booted: host.booted.id.clone(), at: Timestamp::now() });
+    record.write(&host.sysroot)?;
+    if let Verdict::Booted(id) = &verdict {
+        let originals = if record.keep_original { Originals::Keep } else { Originals::Remove };
+        Deployment::open(&host.sysroot, id)?.clean_up(originals)?;
+        forget(&host.sysroot)?;
+    }
+    Ok(verdict)
+}
+
+fn unfinished(id: &DeploymentId, how: &str) -> Verdict {
+    Verdict::Unfinished(format!("the finalization of {} {how}; it is tried again at the next shutdown", id.short()))
+}
+
+fn name_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}

@@ -1,0 +1,133 @@
+//! Finds where the boot loader's entries live: which loader, which file systems, mounted privately.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::fs::FileTypeExt},
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use cap_std::fs::Dir;
+
+use super::{Loader, Place, esp, swap::Method};
+use crate::{
+    host::{Access, Host, dir, open, writable},
+    layout::{ENTRIES, ENTRIES_STAGED, LOADER},
+    staged::BootType,
+    sys,
+};
+
+/// The boot loader that started the machine: as typed, as the firmware's variables say, or as the files say.
+///
+/// # Errors
+///
+/// When it cannot be told: says how to choose.
+pub fn loader(host: &Host) -> Result<Loader> {
+    if let Some(loader) = host.ambient.loader {
+        return Ok(loader);
+    }
+    let info = esp::efi_variable(&host.ambient.sys, "LoaderInfo").context("reading the EFI variable LoaderInfo")?;
+    if let Some(loader) = info.as_deref().and_then(Loader::from_loader_info) {
+        return Ok(loader);
+    }
+    let boot = boot_dir(host)?;
+    let grub = ["grub2/grub.cfg", "grub/grub.cfg"].iter().any(|path| boot.1.is_file(path));
+    let esps = esps(host);
+    let on_esp = |esp: &Dir| esp.is_file("loader/loader.conf") && esp.is_dir("EFI/systemd");
+    let systemd_boot = esps.as_ref().is_ok_and(|esps| esps.iter().any(on_esp));
+    match (systemd_boot, grub) {
+        (true, false) => Ok(Loader::SystemdBoot),
+        (false, true) => Ok(Loader::Grub),
+        (true, true) => bail!("both GRUB and systemd-boot are installed: choose with --loader"),
+        (false, false) => match esps {
+            Err(error) => Err(error.context("neither GRUB nor systemd-boot was found: choose with --loader")),
+            Ok(_) => bail!("neither GRUB nor systemd-boot was found: choose with --loader"),
+        },
+    }
+}
+
+/// All places with entries of this machine, the one that booted last.
+///
+/// # Errors
+///
+/// When the loader cannot be told, or a file system with entries cannot be found or mounted.
+pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
+    match (loader(host)?, boot_type) {
+        (Loader::SystemdBoot, _) => {
+            let place = |root| Place { root, boot: "", loader: Loader::SystemdBoot, method: Method::OneByOne };
+            Ok(esps(host)?.into_iter().map(place).collect())
+        }
+        (Loader::Grub, BootType::Bls) => {
+            let (boot, root) = boot_dir(host)?;
+            let root = if boot.is_empty() { root } else { host.sysroot.try_clone()? };
+            let method = if is_fat(&root)? { Method::OneByOne } else { Method::Exchange };
+            Ok(vec![Place { root, boot, loader: Loader::Grub, method }])
+        }
+        (Loader::Grub, BootType::Uki) => bail!("GRUB with UKIs is not supported yet"),
+    }
+}
+
+/// The directory that holds GRUB's files, and where it is within its file system.
+fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
+    if let Some(path) = &host.ambient.boot {
+        return Ok(("", opened(host, path)?));
+    }
+    let has_entries = |dir: &Dir| [ENTRIES_STAGED, ENTRIES].iter().any(|name| dir.is_dir(format!("{LOADER}/{name}")));
+    let own = host.sysroot.open_dir("boot").context("opening boot of the physical root")?;
+    if !has_entries(&own) {
+        let mounted = Path::new("/boot");
+        if host.ambient.sysroot == Path::new("/sysroot")
+            && let Ok(partition) = opened(host, mounted)
+            && has_entries(&partition)
+        {
+            return Ok(("", partition));
+        }
+    }
+    Ok(("boot", own))
+}
+
+/// The ESPs, each mounted privately.
+fn esps(host: &Host) -> Result<Vec<Dir>> {
+    let given = &host.ambient.esp;
+    let found = if given.is_empty() { esp::find(&host.ambient.sys, root_device(host)?)? } else { given.clone() };
+    found.iter().map(|path| esp_at(host, path)).collect()
+}
+
+fn esp_at(host: &Host, path: &Path) -> Result<Dir> {
+    let is_device = path.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    if !is_device {
+        return opened(host, path);
+    }
+    mount_fat(path).map(dir).with_context(|| format!("mounting the ESP {}", path.display()))
+}
+
+/// Mounts a FAT file system read-write. Where it is mounted read-only already, that mount's file system is made
+/// writable first; the mount itself stays read-only.
+fn mount_fat(device: &Path) -> io::Result<OwnedFd> {
+    match sys::mount::fat(device) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            let mount_point = sys::mount::mount_point_of(device)?.ok_or(error)?;
+            sys::mount::reconfigure_writable(&mount_point)?;
+            sys::mount::fat(device)
+        }
+        other => other,
+    }
+}
+
+fn opened(host: &Host, path: &Path) -> Result<Dir> {
+    match host.access {
+        Access::Read => open(path),
+        Access::Write => writable(path),
+    }
+}
+
+fn is_fat(dir: &Dir) -> io::Result<bool> {
+    const MSDOS: rustix::fs::FsWord = 0x4d44;
+    Ok(rustix::fs::fstatfs(dir)?.f_type == MSDOS)
+}
+
+/// The device number of the physical root's file system.
+fn root_device(host: &Host) -> Result<(u32, u32)> {
+    let device = rustix::fs::fstat(&host.sysroot).context("looking at the physical root")?.st_dev;
+    Ok((rustix::fs::major(device), rustix::fs::minor(device)))
+}

@@ -1,0 +1,256 @@
+//! The machine as a finalization meets it. Every ambient input enters here, and each can be replaced by a flag; below
+//! this file everything is relative to a directory capability.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use cap_std::{ambient_authority, fs::Dir};
+use composefs::{
+    fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue},
+    repository::Repository,
+};
+use procfs::process::{MountInfo, Process};
+use rustix::fs::FsWord;
+
+use crate::{
+    boot::Loader,
+    cmdline::{Format, Target, Verity},
+    layout,
+    staged::Marker,
+    sys,
+};
+
+/// The inputs as typed.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "The machine")]
+pub struct Ambient {
+    /// The physical root
+    #[arg(long, global = true, default_value = "/sysroot", value_name = "DIR")]
+    pub sysroot: PathBuf,
+    /// The live /etc
+    #[arg(long, global = true, default_value = "/etc", value_name = "DIR")]
+    pub etc: PathBuf,
+    /// Where the marker of a staged deployment is
+    #[arg(long, global = true, default_value = "/run", value_name = "DIR")]
+    pub run: PathBuf,
+    /// The boot directory or the mounted boot partition, for GRUB [default: found]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub boot: Option<PathBuf>,
+    /// An ESP, mounted or as a block device; the one that booted last [default: found]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub esp: Vec<PathBuf>,
+    /// The kernel command line [default: what / is mounted from, then /proc/cmdline]
+    #[arg(long, global = true, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// The boot loader, systemd-boot or grub [default: found]
+    #[arg(long, global = true)]
+    pub loader: Option<Loader>,
+    /// The booted image's own /etc [default: from the repository]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub pristine: Option<PathBuf>,
+    /// The kernel's view of devices and firmware
+    #[arg(long, global = true, default_value = "/sys", value_name = "DIR", hide = true)]
+    pub sys: PathBuf,
+}
+
+/// What a run may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Look.
+    Read,
+    /// Change the physical root and the boot file systems.
+    Write,
+}
+
+/// How the initramfs mounted /etc (`setup-root-conf.toml`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EtcMount {
+    /// The deployment's own directory. The contract.
+    Bind,
+    /// A tmpfs over the image's: local changes are meant to vanish.
+    Transient,
+    /// An overlay whose upper directory is in the deployment's state.
+    Overlay,
+}
+
+/// A machine that booted a composefs deployment.
+#[derive(Debug)]
+pub struct Host {
+    /// The physical root; with [`Access::Write`] a private, writable mount of it.
+    pub sysroot: Dir,
+    /// What is booted.
+    pub booted: Target,
+    /// The inputs.
+    pub ambient: Ambient,
+    /// What was asked for.
+    pub access: Access,
+}
+
+/// The booted image's own /etc, and the mount that it is in.
+#[derive(Debug)]
+pub struct Pristine {
+    _mount: Option<Dir>,
+    /// None when the image ships no /etc.
+    pub etc: Option<Dir>,
+}
+
+impl Host {
+    /// The machine behind `ambient`.
+    ///
+    /// # Errors
+    ///
+    /// When no composefs deployment is booted, or the physical root cannot be opened.
+    pub fn open(ambient: &Ambient, access: Access) -> Result<Self> {
+        let booted = booted(ambient)?;
+        let sysroot = match access {
+            Access::Read => open(&ambient.sysroot)?,
+            Access::Write => writable(&ambient.sysroot)?,
+        };
+        Ok(Self { sysroot, booted, ambient: ambient.clone(), access })
+    }
+
+    /// The marker of a staged deployment; nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, is malformed, or names the booted deployment.
+    pub fn marker(&self) -> Result<Option<Marker>> {
+        let path = self.ambient.run.join(layout::MARKER);
+        let named = || format!("reading the marker {}", path.display());
+        let Some(text) = sys::file::read(&open(&self.ambient.run)?, layout::MARKER).with_context(named)? else {
+            return Ok(None);
+        };
+        let advice = "stage the deployment again, or remove the marker";
+        let marker: Marker = text.parse().with_context(|| format!("{}: {advice}", named()))?;
+        if marker.depl_id == self.booted.id {
+            bail!("{}: the deployment {} is booted already; {advice}", named(), marker.depl_id);
+        }
+        Ok(Some(marker))
+    }
+
+    /// The live /etc, as a private mount without what is mounted below it.
+    ///
+    /// # Errors
+    ///
+    /// Those of open_tree(2).
+    pub fn etc(&self) -> Result<Dir> {
+        let path = &self.ambient.etc;
+        or_plain(path, sys::mount::clone(path)).with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// How /etc was mounted.
+    ///
+    /// # Errors
+    ///
+    /// Those of statfs(2).
+    pub fn etc_mount(&self, etc: &Dir) -> Result<EtcMount> {
+        const OVERLAY: FsWord = 0x794c_7630;
+        const TMPFS: FsWord = 0x0102_1994;
+        let kind = rustix::fs::fstatfs(etc).context("looking at the file system of /etc")?.f_type;
+        let upper = format!("{}/{}/upper", layout::deployment(&self.booted.id), layout::ETC);
+        Ok(match kind {
+            OVERLAY if self.sysroot.is_dir(upper) => EtcMount::Overlay,
+            OVERLAY => EtcMount::Transient,
+            TMPFS if self.ambient.etc == Path::new("/etc") => EtcMount::Transient,
+            _ => EtcMount::Bind,
+        })
+    }
+
+    /// The booted image's own /etc: its EROFS image mounted where nobody sees it, its files verified unless the command
+    /// line allows otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When the image is not in the repository, is not what its name says, or cannot be mounted.
+    pub fn pristine(&self) -> Result<Pristine> {
+        if let Some(path) = &self.ambient.pristine {
+            return Ok(Pristine { _mount: None, etc: Some(open(path)?) });
+        }
+        let id = &self.booted.id;
+        let mounted = match id.as_str().len() {
+            64 => mount_image::<Sha256HashValue>(&self.sysroot, &self.booted),
+            _ => mount_image::<Sha512HashValue>(&self.sysroot, &self.booted),
+        };
+        let mount = dir(mounted.with_context(|| format!("mounting the booted image {}", layout::image(id)))?);
+        let etc = match mount.open_dir("etc") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.context("opening etc in the booted image")?),
+        };
+        Ok(Pristine { _mount: Some(mount), etc })
+    }
+}
+
+fn mount_image<H: FsVerityHashValue>(sysroot: &Dir, target: &Target) -> Result<OwnedFd> {
+    let mut repository = Repository::<H>::open_path(sysroot, layout::REPOSITORY)?;
+    match target.verity {
+        Verity::Required => repository.require_verity()?,
+        Verity::Optional => _ = repository.set_insecure(),
+    }
+    repository.mount(target.id.as_str())
+}
+
+/// The booted deployment. What `/` is mounted from is the truth: after a soft reboot the command line is an old one.
+fn booted(ambient: &Ambient) -> Result<Target> {
+    let none = "this system is not booted from a composefs deployment";
+    if let Some(text) = &ambient.cmdline {
+        return Target::find(text).with_context(|| format!("{none}: no composefs= in {text:?}"));
+    }
+    let text = std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
+    let named = Target::find(&text);
+    let mounts = Process::myself().and_then(|me| me.mountinfo()).context("reading /proc/self/mountinfo")?;
+    let root = mounts.into_iter().rfind(|mount| mount.mount_point == Path::new("/"));
+    let id = root.as_ref().and_then(deployment_of);
+    match (id, named) {
+        (Some(id), Some(named)) => Ok(Target { id, ..named }),
+        (Some(id), None) => Ok(Target { id, verity: Verity::Required, format: Format::V2 }),
+        (None, Some(named)) if root.as_ref().is_some_and(|root| root.fs_type == "overlay") => Ok(named),
+        (None, Some(_)) => bail!("{none}: the kernel command line names one, but / is not mounted from it"),
+        (None, None) => bail!("{none}: neither the mount of / nor the kernel command line names one"),
+    }
+}
+
+/// `composefs:<D>`, or `transient:composefs=<D>` for a transient root.
+fn deployment_of(root: &MountInfo) -> Option<crate::digest::DeploymentId> {
+    let source = root.mount_source.as_deref()?;
+    let id = source.strip_prefix("composefs:").or_else(|| source.strip_prefix("transient:composefs="))?;
+    id.parse().ok()
+}
+
+/// A directory as everybody sees it.
+///
+/// # Errors
+///
+/// Names the path.
+pub fn open(path: &Path) -> Result<Dir> {
+    Dir::open_ambient_dir(path, ambient_authority()).with_context(|| format!("opening {}", path.display()))
+}
+
+/// A private, writable mount of the directory `path`.
+///
+/// # Errors
+///
+/// Names the path.
+pub fn writable(path: &Path) -> Result<Dir> {
+    let named = || format!("making {} writable, privately", path.display());
+    or_plain(path, sys::mount::clone_writable(path)).with_context(named)
+}
+
+/// A descriptor of a directory or of a detached mount, as a capability.
+pub fn dir(fd: OwnedFd) -> Dir {
+    Dir::from_std_file(File::from(fd))
+}
+
+/// The directory itself where private mounts are not to be had (no privilege, or a kernel without them).
+fn or_plain(path: &Path, mounted: io::Result<OwnedFd>) -> io::Result<Dir> {
+    match mounted {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL | libc::ENOSYS)) => {
+            Dir::open_ambient_dir(path, ambient_authority())
+        }
+        other => other.map(dir),
+    }
+}

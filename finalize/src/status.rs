@@ -1,0 +1,128 @@
+//! The state of the machine, for `status`: what anybody may know without privileges is always there, what needs root
+//! is there for root.
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::{
+    boot::{Loader, entries::Entries, place},
+    cmdline::Verity,
+    deployment::Deployment,
+    digest::DeploymentId,
+    host::Host,
+    layout::ENTRIES,
+    record::Record,
+    staged::BootType,
+};
+
+/// The state of the machine.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// 1.
+    pub schema: u32,
+    /// What is booted.
+    pub booted: Booted,
+    /// What is staged.
+    pub staged: Option<Staged>,
+    /// What the boot loader falls back on, when it can be seen.
+    pub rollback: Vec<DeploymentId>,
+    /// The boot loader, when it can be told.
+    pub loader: Option<Loader>,
+    /// How the booted deployment boots.
+    pub boot_type: Option<BootType>,
+    /// The last finalization.
+    pub record: Option<Record>,
+    /// What could not be found out, and why.
+    pub unknown: Vec<String>,
+}
+
+/// The booted deployment.
+#[derive(Debug, Serialize)]
+pub struct Booted {
+    /// Its name.
+    pub id: DeploymentId,
+    /// Whether its files must be verified.
+    pub verity_required: bool,
+}
+
+/// The staged deployment.
+#[derive(Debug, Serialize)]
+pub struct Staged {
+    /// Its name.
+    pub id: DeploymentId,
+    /// Whether it must not be finalized yet.
+    pub locked: bool,
+    /// Whether all its parts are there.
+    pub complete: bool,
+}
+
+impl Status {
+    /// Looks at the machine.
+    ///
+    /// # Errors
+    ///
+    /// None: what cannot be read is listed in [`Status::unknown`].
+    pub fn read(host: &Host) -> Result<Self> {
+        let mut unknown = vec![];
+        let mut known = |what: Result<()>| {
+            if let Err(error) = what {
+                unknown.push(format!("{error:#}"));
+            }
+        };
+        let (mut staged, mut loader, mut record, mut boot_type, mut rollback) = (None, None, None, None, vec![]);
+        known(host.marker().map(|marker| {
+            staged = marker.map(|marker| Staged {
+                complete: Deployment::open(&host.sysroot, &marker.depl_id).is_ok(),
+                id: marker.depl_id,
+                locked: marker.finalization_locked,
+            });
+        }));
+        known(place::loader(host).map(|found| loader = Some(found)));
+        known(Record::read(&host.sysroot).map(|found| record = found));
+        known(Deployment::open(&host.sysroot, &host.booted.id).map(|d| boot_type = Some(d.origin.boot_type)));
+        known(fallbacks(host, boot_type.unwrap_or(BootType::Bls)).map(|found| rollback = found));
+        let verity_required = host.booted.verity == Verity::Required;
+        let booted = Booted { id: host.booted.id.clone(), verity_required };
+        Ok(Self { schema: 1, booted, staged, rollback, loader, boot_type, record, unknown })
+    }
+}
+
+/// The deployments that live entries boot, but for the booted one.
+fn fallbacks(host: &Host, boot_type: BootType) -> Result<Vec<DeploymentId>> {
+    let mut all = vec![];
+    for place in place::find(host, boot_type)? {
+        let live = Entries::read(&place.loader_dir()?, ENTRIES)?.unwrap_or_default();
+        for (_, entry) in live.ordered(place.loader) {
+            all.extend(entry.deployment().filter(|id| *id != host.booted.id && !all.contains(id)));
+        }
+    }
+    Ok(all)
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sealed = if self.booted.verity_required { "sealed" } else { "verity not required" };
+        writeln!(f, "booted    {} ({sealed})", self.booted.id)?;
+        match &self.staged {
+            None => writeln!(f, "staged    nothing")?,
+            Some(Staged { id, locked, complete }) => {
+                let locked = if *locked { ", locked" } else { "" };
+                let complete = if *complete { "complete" } else { "incomplete" };
+                writeln!(f, "staged    {id} ({complete}{locked})")?;
+            }
+        }
+        for id in &self.rollback {
+            writeln!(f, "also      {id}")?;
+        }
+        let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
+        writeln!(f, "loader    {}", or_unknown(self.loader.map(|l| l.to_string())))?;
+        writeln!(f, "boot type {}", or_unknown(self.boot_type.map(|b| b.to_string())))?;
+        match &self.record {
+            None => writeln!(f, "record    none")?,
+            Some(record) => writeln!(f, "record    {}: {record}", record.finished)?,
+        }
+        self.unknown.iter().try_for_each(|line| writeln!(f, "unknown   {line}"))
+    }
+}

@@ -1,0 +1,171 @@
+//! Whole finalizations on a machine of directories.
+
+use std::fs;
+
+use finalize::{boot::Loader, layout};
+
+use crate::machine::{LOADERS, Machine, id};
+
+fn record(machine: &Machine) -> serde_json::Value {
+    let text = fs::read_to_string(machine.path("sysroot").join(layout::RECORD)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_staged_deployment_is_finalized_and_a_second_run_changes_nothing() {
+    for loader in LOADERS {
+        let machine = Machine::new(loader);
+        let before = machine.etc("a");
+        for _again in 0..2 {
+            machine.ok(&["staged"]);
+            machine.assert_finalized();
+            assert_eq!(machine.etc("a"), before, "the old deployment's /etc must not change");
+            let record = record(&machine);
+            assert_eq!((record["outcome"].as_str(), record["step"].as_str()), (Some("finalized"), Some("done")));
+            assert_eq!(record["to"].as_str(), Some(id("b").as_str()));
+        }
+    }
+}
+
+#[test]
+fn an_edit_after_a_first_run_is_carried_by_the_second() {
+    let machine = Machine::new(Loader::SystemdBoot);
+    machine.ok(&["staged"]);
+    fs::write(machine.state("a").join("etc/hosts"), "1").unwrap();
+    fs::write(machine.state("a").join("etc/late"), "mine").unwrap();
+    machine.ok(&["staged"]);
+    let etc = machine.etc("b");
+    assert_eq!((etc["hosts"].as_str(), etc["late"].as_str()), ("1", "mine"));
+    assert_eq!(machine.live()[..2], ["b", "a"]);
+}
+
+#[test]
+fn nothing_staged_and_a_locked_deployment_write_nothing() {
+    let machine = Machine::new(Loader::SystemdBoot);
+    fs::remove_dir_all(machine.path("run/composefs")).unwrap();
+    let before = machine.tree(&machine.path(""));
+    assert_eq!(machine.ok(&["staged"]), "nothing is staged\n");
+    let locked = format!("{{\"depl_id\":\"{}\",\"finalization_locked\":true}}", id("b"));
+    machine.files("run", &[(layout::MARKER, &locked)]);
+    assert!(machine.ok(&["staged"]).contains("locked"));
+    fs::remove_dir_all(machine.path("run/composefs")).unwrap();
+    assert_eq!(machine.tree(&machine.path("")), before);
+}
+
+#[test]
+fn a_preview_writes_nothing() {
+    let machine = Machine::new(Loader::Grub);
+    let before = machine.tree(&machine.path(""));
+    for args in [&["plan"][..], &["plan", "--json"], &["staged", "--dry-run"], &["status"], &["status", "--json"]] {
+        assert!(!machine.ok(args).is_empty());
+    }
+    assert_eq!(machine.tree(&machine.path("")), before);
+}
+
+#[test]
+fn status_says_what_is_booted_and_staged() {
+    let machine = Machine::new(Loader::SystemdBoot);
+    let status =
+        |machine: &Machine| -> serde_json::Value { serde_json::from_str(&machine.ok(&["status", "--json"])).unwrap() };
+    let before = status(&machine);
+    assert_eq!(before["booted"]["id"], id("a").as_str());
+    assert_eq!(before["staged"]["id"], id("b").as_str());
+    assert_eq!(before["staged"]["complete"], true);
+    assert_eq!(before["loader"], "systemd-boot");
+    machine.ok(&["staged"]);
+    let after = status(&machine);
+    assert_eq!(after["rollback"][0], id("b").as_str());
+    assert_eq!(after["record"]["outcome"], "finalized");
+}
+
+/// Breaks the machine, then: an error that says `want`, and nothing written but the record.
+fn check_refused(want: &[&str], break_it: impl Fn(&Machine)) {
+    let machine = Machine::new(Loader::SystemdBoot);
+    break_it(&machine);
+    let tree = |machine: &Machine| {
+        let mut tree = machine.tree(&machine.path(""));
+        tree.retain(|path, _| !path.starts_with("sysroot/state/finalize"));
+        tree
+    };
+    let before = tree(&machine);
+    let message = machine.fails(&["staged"]);
+    for want in want {
+        assert!(message.contains(want), "{message}");
+    }
+    assert_eq!(tree(&machine), before, "{message}");
+}
+
+#[test]
+fn a_bad_marker_is_refused() {
+    let marker = |text: &'static str| move |machine: &Machine| machine.files("run", &[(layout::MARKER, text)]);
+    check_refused(&["staged-deployment", "stage the deployment again"], marker("no json"));
+    check_refused(&["staged-deployment", "depl_id"], marker("{}"));
+    check_refused(&["staged-deployment", "no deployment id"], marker("{\"depl_id\":\"../../etc\"}"));
+    check_refused(&["staged-deployment", "booted already"], |machine| machine.stage("a"));
+}
+
+#[test]
+fn an_incomplete_deployment_is_refused() {
+    let remove = |path: &'static str| {
+        move |machine: &Machine| {
+            let path = machine.path(&path.replace("ID", id("b").as_str()));
+            fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path)).unwrap();
+        }
+    };
+    check_refused(&["state/deploy/bbb"], remove("sysroot/state/deploy/ID"));
+    check_refused(&["/etc is missing"], remove("sysroot/state/deploy/ID/etc"));
+    check_refused(&[".origin is missing"], remove("sysroot/state/deploy/ID/ID.origin"));
+    check_refused(&["composefs/images/bbb"], remove("sysroot/composefs/images/ID"));
+    check_refused(&["initrd", "staged entry names"], remove("esp/EFI/Linux/bootc_composefs-ID/initrd"));
+    check_refused(&["no boot_type", "bls or uki"], |machine| {
+        fs::write(machine.state("b").join(layout::origin(&id("b"))), "[origin]\n").unwrap();
+    });
+}
+
+#[test]
+fn a_boot_directory_without_entries_is_refused() {
+    check_refused(&["loader/entries has no entry"], |machine| {
+        fs::remove_dir_all(machine.boot("loader/entries")).unwrap();
+    });
+    check_refused(&["no entry in loader/entries.staged"], |machine| {
+        fs::remove_dir_all(machine.boot("loader/entries.staged")).unwrap();
+    });
+    check_refused(&["opening loader/"], |machine| fs::remove_dir_all(machine.boot("loader")).unwrap());
+}
+
+#[test]
+fn a_machine_without_composefs_says_so() {
+    let machine = Machine::new(Loader::Grub);
+    let output = machine.command_after("quiet", &["staged"]).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(message.contains("not booted from a composefs deployment"), "{message}");
+}
+
+#[test]
+fn an_interrupted_update_is_armed_again_and_reported() {
+    let machine = Machine::new(Loader::SystemdBoot);
+    fs::remove_dir_all(machine.path("run/composefs")).unwrap();
+    assert!(machine.ok(&["arm"]).contains("nothing is staged"));
+    machine.files("sysroot", &[(layout::STAGED, &format!("{{\"depl_id\":\"{}\"}}", id("b")))]);
+    assert!(machine.ok(&["report"]).contains("never ended"));
+    assert!(machine.ok(&["arm"]).contains("is again"));
+    machine.ok(&["staged"]);
+    machine.assert_finalized();
+    assert!(!machine.path("sysroot").join(layout::STAGED).exists());
+    assert!(machine.ok(&["report"]).contains("another deployment has booted"));
+    assert!(machine.ok(&["report"]).contains("no finalization"));
+}
+
+#[test]
+fn the_original_etc_goes_when_the_new_deployment_has_booted() {
+    let machine = Machine::new(Loader::SystemdBoot);
+    machine.ok(&["staged"]);
+    let original = machine.state("b").join(layout::ETC_ORIG);
+    assert!(original.join("motd").exists());
+    let next_boot = machine.command_after(&format!("composefs={}", id("b")), &["report"]).output();
+    let said = String::from_utf8(next_boot.unwrap().stdout).unwrap();
+    assert!(said.contains("has booted"), "{said}");
+    assert!(!original.exists());
+    machine.assert_finalized();
+}

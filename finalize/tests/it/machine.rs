@@ -1,0 +1,186 @@
+//! A machine of directories: a physical root with a booted deployment `a` and a staged one `b`, an ESP, a /run. The
+//! real program runs on it, with every ambient input replaced.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use finalize::{boot::Loader, digest::DeploymentId, layout};
+
+pub fn id(letter: &str) -> DeploymentId {
+    letter.repeat(128).parse().unwrap()
+}
+
+pub struct Machine {
+    dir: tempfile::TempDir,
+    pub loader: Loader,
+}
+
+pub const LOADERS: [Loader; 2] = [Loader::SystemdBoot, Loader::Grub];
+
+impl Machine {
+    /// `a` is booted and has local changes, `b` is staged and brings others.
+    pub fn new(loader: Loader) -> Self {
+        let machine = Self { dir: tempfile::tempdir().unwrap(), loader };
+        let m = &machine;
+        m.files("pristine", &[("hosts", "1"), ("motd", "1"), ("gone", "1"), ("dropped", "1"), ("d/x", "1")]);
+        m.deployment("a", &[("hosts", "mine"), ("motd", "1"), ("dropped", "1"), ("d/x", "1"), ("new", "mine")]);
+        m.deployment("b", &[("hosts", "1"), ("motd", "2"), ("gone", "1"), ("d/x", "1"), ("d/y", "theirs")]);
+        m.files("run", &[]);
+        m.stage("b");
+        m.entries("entries", &[("a", 0)]);
+        m.files(&m.in_boot("loader/entries"), &[("rescue.conf", "title rescue\nlinux /rescue\n")]);
+        m.entries("entries.staged", &[("b", 0), ("a", 1)]);
+        machine
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn in_boot(&self, path: &str) -> String {
+        match self.loader {
+            Loader::SystemdBoot => format!("esp/{path}"),
+            Loader::Grub => format!("sysroot/boot/{path}"),
+        }
+    }
+
+    pub fn boot(&self, path: &str) -> PathBuf {
+        self.path(&self.in_boot(path))
+    }
+
+    pub fn files(&self, dir: &str, files: &[(&str, &str)]) {
+        fs::create_dir_all(self.path(dir)).unwrap();
+        for (name, content) in files {
+            let path = self.path(dir).join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+    }
+
+    pub fn state(&self, letter: &str) -> PathBuf {
+        self.path("sysroot").join(layout::deployment(&id(letter)))
+    }
+
+    fn deployment(&self, letter: &str, etc: &[(&str, &str)]) {
+        let state = format!("sysroot/{}", layout::deployment(&id(letter)));
+        self.files(&format!("{state}/etc"), etc);
+        self.files(&state, &[(&layout::origin(&id(letter)), "[boot]\nboot_type = bls\n")]);
+        self.files("sysroot/composefs/images", &[(id(letter).as_str(), "an image")]);
+        let dir = self.kernel_dir(letter);
+        self.files(&dir, &[("vmlinuz", letter), ("initrd", letter)]);
+    }
+
+    fn kernel_dir(&self, letter: &str) -> String {
+        let dir = layout::kernel_dir(&id(letter));
+        match self.loader {
+            Loader::SystemdBoot => format!("esp/EFI/Linux/{dir}"),
+            Loader::Grub => format!("sysroot/boot/{dir}"),
+        }
+    }
+
+    pub fn stage(&self, letter: &str) {
+        self.files("run", &[(layout::MARKER, &format!("{{\"depl_id\":\"{}\"}}", id(letter)))]);
+    }
+
+    fn entries(&self, dir: &str, list: &[(&str, u8)]) {
+        for (letter, place) in list {
+            let kernel = self.kernel_dir(letter);
+            let kernel = kernel.trim_start_matches("esp").trim_start_matches("sysroot");
+            let text = format!(
+                "title {letter}\nversion 1\nlinux {kernel}/vmlinuz\ninitrd {kernel}/initrd\noptions composefs={} rw\n\
+                 sort-key bootc-x-{place}\n",
+                id(letter)
+            );
+            let name = format!("bootc_x-1-{}.conf", 1 - place);
+            self.files(&self.in_boot(&format!("loader/{dir}")), &[(&name, &text)]);
+        }
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.command_after(&format!("composefs={} rw", id("a")), args)
+    }
+
+    /// The command on a machine that was booted with this command line.
+    pub fn command_after(&self, cmdline: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_composefs-finalize"));
+        command.args(args).args(["--cmdline", cmdline]);
+        command.arg("--loader").arg(self.loader.to_string()).arg("--etc").arg(self.state("a").join("etc"));
+        for (flag, dir) in [("--sysroot", "sysroot"), ("--run", "run"), ("--pristine", "pristine"), ("--esp", "esp")] {
+            command.arg(flag).arg(self.path(dir));
+        }
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs, must succeed, returns what was printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs, must fail with 1, returns the message.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
+        message
+    }
+
+    /// Every file below `dir`: path, mode and content.
+    pub fn tree(&self, dir: &Path) -> BTreeMap<String, (u32, String)> {
+        let mut all = BTreeMap::new();
+        collect(dir, dir, &mut all);
+        all
+    }
+
+    pub fn etc(&self, letter: &str) -> BTreeMap<String, String> {
+        let tree = self.tree(&self.state(letter).join("etc"));
+        tree.into_iter().map(|(path, (_, content))| (path, content)).collect()
+    }
+
+    /// The deployments of the live entries, in the loader's order.
+    pub fn live(&self) -> Vec<String> {
+        let dir = cap_std::fs::Dir::open_ambient_dir(self.boot("loader"), cap_std::ambient_authority()).unwrap();
+        let entries = finalize::boot::entries::Entries::read(&dir, layout::ENTRIES).unwrap().unwrap();
+        let list = entries.ordered(self.loader);
+        let list = list.into_iter().map(|(name, entry)| match entry.deployment() {
+            Some(id) => id.as_str()[..1].to_owned(),
+            None => name.to_owned(),
+        });
+        list.collect()
+    }
+
+    /// The new state, whole: the merged /etc, the entries, nothing left over but the original /etc.
+    pub fn assert_finalized(&self) {
+        let merged = [("d/x", "1"), ("d/y", "theirs"), ("hosts", "mine"), ("motd", "2"), ("new", "mine")];
+        let merged: BTreeMap<_, _> = merged.into_iter().map(|(a, b)| (a.to_owned(), b.to_owned())).collect();
+        assert_eq!(self.etc("b"), merged);
+        let ours: Vec<_> = self.live().into_iter().filter(|name| name.len() == 1).collect();
+        assert_eq!(ours, ["b", "a"]);
+        assert!(self.live().contains(&"rescue.conf".to_owned()));
+        assert!(!self.boot("loader/entries.staged").exists());
+        assert!(!self.state("b").join("etc.merging").exists());
+    }
+}
+
+fn collect(root: &Path, dir: &Path, all: &mut BTreeMap<String, (u32, String)>) {
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(root, &path, all);
+        } else {
+            let mode = path.metadata().unwrap().permissions().mode();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            all.insert(name, (mode, fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
