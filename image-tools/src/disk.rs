@@ -1,3 +1,6 @@
 //! The parts of a disk image.
 
+pub mod esp;
+pub mod ext4;
+pub mod layout;
 pub mod verity;

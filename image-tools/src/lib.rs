@@ -1,3 +1,13 @@
-//! From OCI images to bootable composefs disk images. So far: the fs-verity metadata of a sealed repository, made offline.
+//! From OCI images to bootable composefs disk images, without root, loop devices, mounts or a helper VM.
 
+pub mod bootloader;
+pub mod build;
+pub mod cli;
+pub mod cmd;
+pub mod deploy;
 pub mod disk;
+pub mod oci;
+pub mod payload;
+pub mod recipe;
+pub mod seal;
+pub mod tree;

@@ -1,0 +1,207 @@
+//! An operating system image in a composefs repository: pulled from its layout, made bootable, and looked into.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use composefs::{
+    erofs::format::{FormatConfig, FormatVersion},
+    fsverity::{Algorithm, FsVerityHashValue, Sha512HashValue},
+    generic_tree::OciTransformOptions,
+    repository::{Repository, RepositoryConfig},
+    tree::{FileSystem, RegularFile},
+};
+use composefs_boot::os_release::OsReleaseInfo;
+use composefs_oci::{PullOptions, boot::generate_boot_image, oci_image::tag_image};
+use finalize::digest::DeploymentId;
+use rustix::fs::CWD;
+use sha2::{Digest, Sha256};
+
+use crate::oci::{Layout, Source};
+
+/// The repository that a disk image will carry.
+#[derive(Debug)]
+pub struct Store {
+    repository: Arc<Repository<Sha512HashValue>>,
+    /// Its directory on the build host.
+    pub path: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// What boots.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// `vmlinuz`.
+    pub vmlinuz: PathBuf,
+    /// `initramfs.img`.
+    pub initrd: PathBuf,
+    /// SHA-256 over both, in hex.
+    pub digest: String,
+}
+
+/// What the image says of itself in os-release(5).
+#[derive(Debug, Clone)]
+pub struct Os {
+    /// `ID`
+    pub id: String,
+    /// `VERSION_ID`
+    pub version: String,
+    /// `PRETTY_NAME`
+    pub title: String,
+}
+
+/// An image in the repository.
+#[derive(Debug)]
+pub struct Payload {
+    /// The digest of its EROFS image.
+    pub id: DeploymentId,
+    /// Where it came from.
+    pub source: Source,
+    /// The digest of its manifest, `sha256:…`.
+    pub manifest: String,
+    /// Its files.
+    pub tree: FileSystem<Sha512HashValue>,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// What it says of itself.
+    pub os: Os,
+}
+
+impl Store {
+    /// A new repository at `path`, without fs-verity: the build host may have none.
+    ///
+    /// # Errors
+    ///
+    /// Those of creating it.
+    pub fn create(path: &Path) -> Result<Self> {
+        let mut config = RepositoryConfig::new(Algorithm::for_hash::<Sha512HashValue>()).set_insecure();
+        config.erofs_formats = FormatConfig::single(FormatVersion::V2);
+        let (repository, _) = Repository::init_path(CWD, path, config)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Ok(Self { repository: Arc::new(repository), path: path.to_owned(), runtime })
+    }
+
+    /// Pulls the image, tags it as bootc does, and makes its bootable EROFS image.
+    ///
+    /// # Errors
+    ///
+    /// When the layout is not what its digests say, or the image is not bootable: names what is missing.
+    pub fn pull(&self, source: &Source, scratch: &Path) -> Result<Payload> {
+        let layout = Layout::open(source, scratch)?;
+        layout.verify().with_context(|| format!("checking {source}"))?;
+        self.pull_verified(source, &layout).with_context(|| format!("pulling {source}"))
+    }
+
+    fn pull_verified(&self, source: &Source, layout: &Layout) -> Result<Payload> {
+        let reference = match &source.tag {
+            Some(tag) => format!("oci:{}:{tag}", layout.path.display()),
+            None => format!("oci:{}", layout.path.display()),
+        };
+        let pull = composefs_oci::pull(&self.repository, &reference, None, PullOptions::default());
+        let pulled = self.runtime.block_on(pull)?;
+        let manifest = pulled.manifest_digest.to_string();
+        tag_image(&self.repository, &pulled.manifest_digest, &format!("localhost/bootc-{manifest}"))?;
+        let options = OciTransformOptions::default();
+        let id = generate_boot_image(&self.repository, &pulled.manifest_digest, &options)?;
+        let config = (&pulled.config_digest, Some(&pulled.config_verity));
+        let tree = composefs_oci::image::create_filesystem(&self.repository, config.0, config.1, &options)?;
+        let kernel = self.kernel(&tree)?;
+        let os = self.os(&tree)?;
+        Ok(Payload { id: id.to_hex().parse()?, source: source.clone(), manifest, tree, kernel, os })
+    }
+
+    fn kernel(&self, tree: &FileSystem<Sha512HashValue>) -> Result<Kernel> {
+        const MODULES: &str = "usr/lib/modules";
+        let root = tree.as_dir();
+        let modules = root.get_directory_ref_opt(MODULES.as_ref())?;
+        let versions = modules.iter().flat_map(|dir| dir.sorted_entries().map(|(name, _)| name.to_owned()));
+        let has_kernel = |name: &std::ffi::OsString| {
+            let path = Path::new(MODULES).join(name).join("vmlinuz");
+            root.get_file_opt(path.as_os_str()).is_ok_and(|found| found.is_some())
+        };
+        let versions: Vec<_> = versions.filter(has_kernel).collect();
+        let [version] = &versions[..] else {
+            bail!("the image must have one kernel, {MODULES}/<version>/vmlinuz; it has {versions:?}");
+        };
+        let path = |name: &str| Path::new(MODULES).join(version).join(name);
+        let mut hasher = Sha256::new();
+        let mut file = |name: &str| -> Result<PathBuf> {
+            let path = path(name);
+            let found = root.get_file_opt(path.as_os_str())?;
+            let found = found.with_context(|| format!("the image has no {}", path.display()))?;
+            let host = self.host_file(found, name)?;
+            std::io::copy(&mut std::fs::File::open(&host)?, &mut hasher)?;
+            Ok(host)
+        };
+        let (vmlinuz, initrd) = (file("vmlinuz")?, file("initramfs.img")?);
+        Ok(Kernel { vmlinuz, initrd, digest: hex::encode(hasher.finalize()) })
+    }
+
+    /// A file of the build host with the bytes of a file of the image; small ones are in the tree itself.
+    fn host_file(&self, file: &RegularFile<Sha512HashValue>, name: &str) -> Result<PathBuf> {
+        match file {
+            RegularFile::External(id, _) | RegularFile::ExternalNoVerity(id, _) => Ok(self.object(id)),
+            RegularFile::Inline(bytes) => {
+                let digest = hex::encode(Sha256::digest(bytes));
+                let path = self.path.with_file_name(format!("inline-{digest}-{name}"));
+                std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+                Ok(path)
+            }
+            RegularFile::Sparse(_) => bail!("{name} is an empty sparse file"),
+        }
+    }
+
+    fn os(&self, tree: &FileSystem<Sha512HashValue>) -> Result<Os> {
+        let root = tree.as_dir();
+        let text = match root.get_file_opt("usr/lib/os-release".as_ref())? {
+            Some(file) => String::from_utf8(self.bytes(file)?).context("usr/lib/os-release is not UTF-8")?,
+            None => bail!("the image has no usr/lib/os-release"),
+        };
+        let info = OsReleaseInfo::parse(&text);
+        let or = |value: Option<String>, default: &str| value.unwrap_or_else(|| default.to_owned());
+        Ok(Os {
+            id: or(info.get_value(&["ID"]), "linux"),
+            version: or(info.get_version(), "0"),
+            title: or(info.get_pretty_name(), "Linux"),
+        })
+    }
+
+    /// The content of a file of the image at `path`; nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub fn read(&self, payload: &Payload, path: &str) -> Result<Option<Vec<u8>>> {
+        match payload.tree.as_dir().get_file_opt(path.as_ref()) {
+            Ok(Some(file)) => self.bytes(file).map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("looking for {path} in {}", payload.source)),
+        }
+    }
+
+    /// The content of a file of an image.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading its object.
+    pub fn bytes(&self, file: &RegularFile<Sha512HashValue>) -> Result<Vec<u8>> {
+        match file {
+            RegularFile::Inline(bytes) => Ok(bytes.to_vec()),
+            RegularFile::External(id, size) | RegularFile::ExternalNoVerity(id, size) => {
+                let mut bytes = vec![];
+                std::fs::File::open(self.object(id))?.take(*size).read_to_end(&mut bytes)?;
+                Ok(bytes)
+            }
+            RegularFile::Sparse(size) => Ok(vec![0; usize::try_from(*size)?]),
+        }
+    }
+
+    /// Where an object is on the build host.
+    pub fn object(&self, id: &Sha512HashValue) -> PathBuf {
+        let hex = id.to_hex();
+        self.path.join("objects").join(&hex[..2]).join(&hex[2..])
+    }
+}
