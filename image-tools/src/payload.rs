@@ -119,8 +119,7 @@ impl Store {
         let modules = root.get_directory_ref_opt(MODULES.as_ref())?;
         let versions = modules.iter().flat_map(|dir| dir.sorted_entries().map(|(name, _)| name.to_owned()));
         let has_kernel = |name: &std::ffi::OsString| {
-            let path = Path::new(MODULES).join(name).join("vmlinuz");
-            root.get_file_opt(path.as_os_str()).is_ok_and(|found| found.is_some())
+            find(tree, &Path::new(MODULES).join(name).join("vmlinuz")).is_ok_and(|found| found.is_some())
         };
         let versions: Vec<_> = versions.filter(has_kernel).collect();
         let [version] = &versions[..] else {
@@ -130,7 +129,7 @@ impl Store {
         let mut hasher = Sha256::new();
         let mut file = |name: &str| -> Result<PathBuf> {
             let path = path(name);
-            let found = root.get_file_opt(path.as_os_str())?;
+            let found = find(tree, &path)?;
             let found = found.with_context(|| format!("the image has no {}", path.display()))?;
             let host = self.host_file(found, name)?;
             std::io::copy(&mut std::fs::File::open(&host)?, &mut hasher)?;
@@ -155,8 +154,7 @@ impl Store {
     }
 
     fn os(&self, tree: &FileSystem<Sha512HashValue>) -> Result<Os> {
-        let root = tree.as_dir();
-        let text = match root.get_file_opt("usr/lib/os-release".as_ref())? {
+        let text = match find(tree, Path::new("usr/lib/os-release"))? {
             Some(file) => String::from_utf8(self.bytes(file)?).context("usr/lib/os-release is not UTF-8")?,
             None => bail!("the image has no usr/lib/os-release"),
         };
@@ -175,11 +173,9 @@ impl Store {
     ///
     /// Those of reading.
     pub fn read(&self, payload: &Payload, path: &str) -> Result<Option<Vec<u8>>> {
-        match payload.tree.as_dir().get_file_opt(path.as_ref()) {
-            Ok(Some(file)) => self.bytes(file).map(Some),
-            Ok(None) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("looking for {path} in {}", payload.source)),
-        }
+        let found = find(&payload.tree, Path::new(path));
+        let found = found.with_context(|| format!("looking for {path} in {}", payload.source))?;
+        found.map(|file| self.bytes(file)).transpose()
     }
 
     /// The content of a file of an image.
@@ -204,4 +200,13 @@ impl Store {
         let hex = id.to_hex();
         self.path.join("objects").join(&hex[..2]).join(&hex[2..])
     }
+}
+
+/// The regular file at `path`; nothing where there is none.
+fn find<'a>(tree: &'a FileSystem<Sha512HashValue>, path: &Path) -> Result<Option<&'a RegularFile<Sha512HashValue>>> {
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let (Some(name), Some(dir)) = (path.file_name(), tree.as_dir().get_directory_ref_opt(parent.as_os_str())?) else {
+        return Ok(None);
+    };
+    Ok(dir.get_file_opt(name)?)
 }

@@ -57,7 +57,8 @@ pub fn create(path: &Path, disk: u64, parts: &[(Purpose, u64)], uuid: &dyn Fn(&s
     let sizes = || parts.iter().map(|(_, size)| size.next_multiple_of(MIB));
     let needed = sizes().sum::<u64>() + OVERHEAD;
     ensure!(disk >= needed, "the disk of {} MiB is too small: {} MiB are needed", disk / MIB, needed.div_ceil(MIB));
-    let file = std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(path);
+    let file = file.with_context(|| format!("creating {}", path.display()))?;
     file.set_len(disk)?;
     let sectors = u32::try_from(disk / 512 - 1).unwrap_or(u32::MAX);
     let mut device: Box<dyn gpt::DiskDevice> = Box::new(file);
