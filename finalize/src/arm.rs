@@ -148,7 +148,7 @@ pub fn report(host: &Host) -> Result<Verdict> {
     let _lock = Lock::take(&host.sysroot)?;
     let waiting = remembered(&host.sysroot)?.filter(|marker| marker.depl_id != host.booted.id);
     let Some(mut record) = Record::read(&host.sysroot)? else {
-        return Ok(waiting.map_or(Verdict::Nothing, |marker| unfinished(&marker.depl_id, "never ended")));
+        return Ok(waiting.map_or(Verdict::Nothing, |marker| waiting_for_shutdown(&marker.depl_id)));
     };
     let to = record.to.clone();
     let verdict = match (record.outcome, to) {
@@ -156,7 +156,7 @@ pub fn report(host: &Host) -> Result<Verdict> {
         (Outcome::Finalized, Some(to)) if to == host.booted.id => Verdict::Booted(to),
         (Outcome::Finalized, Some(to)) if waiting.is_none() => Verdict::NotBooted(to),
         (_, Some(to)) => match waiting {
-            Some(marker) if marker.depl_id != to => unfinished(&marker.depl_id, "never ended"),
+            Some(marker) if marker.depl_id != to => waiting_for_shutdown(&marker.depl_id),
             _ => unfinished(&to, &format!("ended at step {:?}: {}", record.step, record.error.join(": "))),
         },
         (_, None) => Verdict::Nothing,
@@ -169,6 +169,10 @@ pub fn report(host: &Host) -> Result<Verdict> {
         forget(&host.sysroot)?;
     }
     Ok(verdict)
+}
+
+fn waiting_for_shutdown(id: &DeploymentId) -> Verdict {
+    Verdict::Unfinished(format!("{} was staged before this boot, and is finalized at the next shutdown", id.short()))
 }
 
 fn unfinished(id: &DeploymentId, how: &str) -> Verdict {

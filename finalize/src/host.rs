@@ -14,7 +14,7 @@ use composefs::{
     fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue},
     repository::Repository,
 };
-use procfs::process::{MountInfo, Process};
+use procfs::process::Process;
 use rustix::fs::FsWord;
 
 use crate::{
@@ -78,6 +78,15 @@ pub enum EtcMount {
     Overlay,
 }
 
+/// What `/` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Root {
+    /// The booted image itself, read-only, with /etc and others mounted over it.
+    Image,
+    /// Something else: an image under a tmpfs, or not looked at.
+    Other,
+}
+
 /// A machine that booted a composefs deployment.
 #[derive(Debug)]
 pub struct Host {
@@ -89,6 +98,7 @@ pub struct Host {
     pub ambient: Ambient,
     /// What was asked for.
     pub access: Access,
+    root: Root,
 }
 
 /// The booted image's own /etc, and the mount that it is in.
@@ -106,12 +116,12 @@ impl Host {
     ///
     /// When no composefs deployment is booted, or the physical root cannot be opened.
     pub fn open(ambient: &Ambient, access: Access) -> Result<Self> {
-        let booted = booted(ambient)?;
+        let (booted, root) = booted(ambient)?;
         let sysroot = match access {
             Access::Read => open(&ambient.sysroot)?,
             Access::Write => writable(&ambient.sysroot)?,
         };
-        Ok(Self { sysroot, booted, ambient: ambient.clone(), access })
+        Ok(Self { sysroot, booted, ambient: ambient.clone(), access, root })
     }
 
     /// The marker of a staged deployment; nothing where there is none.
@@ -161,8 +171,8 @@ impl Host {
         })
     }
 
-    /// The booted image's own /etc: its EROFS image mounted where nobody sees it, its files verified unless the command
-    /// line allows otherwise.
+    /// The booted image's own /etc, its files verified unless the command line allows otherwise: what is below the
+    /// mount on /etc where `/` is the image, else the image mounted where nobody sees it.
     ///
     /// # Errors
     ///
@@ -172,16 +182,25 @@ impl Host {
             return Ok(Pristine { _mount: None, etc: Some(open(path)?) });
         }
         let id = &self.booted.id;
+        let below = (self.root == Root::Image).then(|| sys::mount::clone(Path::new("/")));
+        if let Some(Ok(root)) = below {
+            return Pristine::of(dir(root));
+        }
         let mounted = match id.as_str().len() {
             64 => mount_image::<Sha256HashValue>(&self.sysroot, &self.booted),
             _ => mount_image::<Sha512HashValue>(&self.sysroot, &self.booted),
         };
-        let mount = dir(mounted.with_context(|| format!("mounting the booted image {}", layout::image(id)))?);
-        let etc = match mount.open_dir("etc") {
+        Pristine::of(dir(mounted.with_context(|| format!("mounting the booted image {}", layout::image(id)))?))
+    }
+}
+
+impl Pristine {
+    fn of(image: Dir) -> Result<Self> {
+        let etc = match image.open_dir("etc") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.context("opening etc in the booted image")?),
         };
-        Ok(Pristine { _mount: Some(mount), etc })
+        Ok(Self { _mount: Some(image), etc })
     }
 }
 
@@ -195,30 +214,33 @@ fn mount_image<H: FsVerityHashValue>(sysroot: &Dir, target: &Target) -> Result<O
 }
 
 /// The booted deployment. What `/` is mounted from is the truth: after a soft reboot the command line is an old one.
-fn booted(ambient: &Ambient) -> Result<Target> {
+fn booted(ambient: &Ambient) -> Result<(Target, Root)> {
     let none = "this system is not booted from a composefs deployment";
     if let Some(text) = &ambient.cmdline {
-        return Target::find(text).with_context(|| format!("{none}: no composefs= in {text:?}"));
+        let target = Target::find(text).with_context(|| format!("{none}: no composefs= in {text:?}"))?;
+        return Ok((target, Root::Other));
     }
     let text = std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
     let named = Target::find(&text);
     let mounts = Process::myself().and_then(|me| me.mountinfo()).context("reading /proc/self/mountinfo")?;
     let root = mounts.into_iter().rfind(|mount| mount.mount_point == Path::new("/"));
-    let id = root.as_ref().and_then(deployment_of);
-    match (id, named) {
-        (Some(id), Some(named)) => Ok(Target { id, ..named }),
-        (Some(id), None) => Ok(Target { id, verity: Verity::Required, format: Format::V2 }),
-        (None, Some(named)) if root.as_ref().is_some_and(|root| root.fs_type == "overlay") => Ok(named),
-        (None, Some(_)) => bail!("{none}: the kernel command line names one, but / is not mounted from it"),
-        (None, None) => bail!("{none}: neither the mount of / nor the kernel command line names one"),
+    let target = |id, named: Option<Target>| match named {
+        Some(named) => Target { id, ..named },
+        None => Target { id, verity: Verity::Required, format: Format::V2 },
+    };
+    let source = root.as_ref().and_then(|root| root.mount_source.as_deref()).unwrap_or_default();
+    let id_after = |prefix: &str| source.strip_prefix(prefix).and_then(|id| id.parse().ok());
+    if let Some(id) = id_after("composefs:") {
+        return Ok((target(id, named), Root::Image));
     }
-}
-
-/// `composefs:<D>`, or `transient:composefs=<D>` for a transient root.
-fn deployment_of(root: &MountInfo) -> Option<crate::digest::DeploymentId> {
-    let source = root.mount_source.as_deref()?;
-    let id = source.strip_prefix("composefs:").or_else(|| source.strip_prefix("transient:composefs="))?;
-    id.parse().ok()
+    if let Some(id) = id_after("transient:composefs=") {
+        return Ok((target(id, named), Root::Other));
+    }
+    match named {
+        Some(named) if root.as_ref().is_some_and(|root| root.fs_type == "overlay") => Ok((named, Root::Other)),
+        Some(_) => bail!("{none}: the kernel command line names one, but / is mounted from {source:?}"),
+        None => bail!("{none}: neither the mount of / nor the kernel command line names one"),
+    }
 }
 
 /// A directory as everybody sees it.

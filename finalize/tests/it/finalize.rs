@@ -148,7 +148,7 @@ fn an_interrupted_update_is_armed_again_and_reported() {
     fs::remove_dir_all(machine.path("run/composefs")).unwrap();
     assert!(machine.ok(&["arm"]).contains("nothing is staged"));
     machine.files("sysroot", &[(layout::STAGED, &format!("{{\"depl_id\":\"{}\"}}", id("b")))]);
-    assert!(machine.ok(&["report"]).contains("never ended"));
+    assert!(machine.ok(&["report"]).contains("was staged before this boot"));
     assert!(machine.ok(&["arm"]).contains("is again"));
     machine.ok(&["staged"]);
     machine.assert_finalized();
