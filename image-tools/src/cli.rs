@@ -1,5 +1,7 @@
 //! The command line as typed.
 
+mod boot;
+
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
@@ -24,6 +26,8 @@ pub struct Cli {
 enum Command {
     /// Build a disk image from an OCI image, and stage a second one on it
     Build(Build),
+    /// Boot a disk image in QEMU, its console on the terminal, until it is off
+    Boot(boot::Boot),
 }
 
 #[derive(Debug, Args)]
@@ -68,6 +72,7 @@ impl Cli {
     /// Whatever keeps it from being done.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         match self.command {
+            Command::Boot(typed) => return typed.run(),
             Command::Build(typed) => {
                 let recipe = typed.recipe();
                 let bar = indicatif::ProgressBar::new_spinner();

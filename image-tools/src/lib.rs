@@ -11,3 +11,4 @@ pub mod payload;
 pub mod recipe;
 pub mod seal;
 pub mod tree;
+pub mod vm;

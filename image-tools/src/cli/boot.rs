@@ -1,0 +1,90 @@
+//! `boot`: a disk image in QEMU, and a program of the host that works with it.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::vm::{Changes, Machine, Show, Vm};
+
+/// The machine as typed.
+#[derive(Debug, Args)]
+pub struct Boot {
+    /// The disk image, raw or qcow2
+    disk: PathBuf,
+    /// Drop what the guest writes
+    #[arg(long)]
+    snapshot: bool,
+    /// Log all writes and flushes of the disk, as dm-log-writes does
+    #[arg(long, value_name = "FILE")]
+    write_log: Option<PathBuf>,
+    /// The firmware's variables, kept between boots [default: new ones]
+    #[arg(long, value_name = "FILE")]
+    vars: Option<PathBuf>,
+    /// Where the console is logged
+    #[arg(long, default_value = "console.log")]
+    log: PathBuf,
+    /// Do not show the console
+    #[arg(long)]
+    quiet: bool,
+    /// The port of 127.0.0.1 that leads to the guest's ssh
+    #[arg(long, value_name = "PORT")]
+    ssh: Option<u16>,
+    /// The public key that may log in as root
+    #[arg(long, value_name = "FILE")]
+    authorized_key: Option<PathBuf>,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 1024)]
+    memory: u32,
+    /// Go on from the state that --save saved
+    #[arg(long, value_name = "NAME")]
+    resume: Option<String>,
+    /// Save the state under this name when the guest has said the text of --until, and end
+    #[arg(long, value_name = "NAME")]
+    save: Option<String>,
+    /// What the guest says when it is ready
+    #[arg(long, value_name = "TEXT", default_value = "The machine is ready.")]
+    until: String,
+    /// A program to run when the guest is ready; then the power button is pressed. It finds the port in GUEST_PORT
+    #[arg(last = true)]
+    program: Vec<String>,
+}
+
+impl Boot {
+    /// Boots.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU fails, or the guest ends before it is ready: with its last words.
+    pub fn run(self) -> Result<ExitCode> {
+        let machine = Machine {
+            disk: self.disk,
+            changes: if self.snapshot { Changes::Drop } else { Changes::Keep },
+            write_log: self.write_log,
+            vars: self.vars,
+            log: self.log,
+            show: if self.quiet { Show::Nothing } else { Show::Terminal },
+            ssh: self.ssh,
+            authorized_key: self.authorized_key,
+            resume: self.resume,
+            memory: self.memory,
+        };
+        let mut vm = Vm::start(&machine)?;
+        if let Some(name) = self.save {
+            vm.wait_for(&self.until)?;
+            vm.save(&name)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let Some((program, arguments)) = self.program.split_first() else {
+            vm.wait_off()?;
+            return Ok(ExitCode::SUCCESS);
+        };
+        if machine.resume.is_none() {
+            vm.wait_for(&self.until)?;
+        }
+        let status = vm.run(program.as_ref(), arguments, &machine)?;
+        vm.power_down()?;
+        vm.wait_off()?;
+        Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    }
+}

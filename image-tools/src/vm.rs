@@ -1,0 +1,155 @@
+//! A machine in QEMU: started, listened to, talked to, ended. Nothing waits for time; everything waits for what the
+//! guest says, for an answer of QEMU, or for the end of the process.
+
+pub mod console;
+pub mod qemu;
+pub mod qmp;
+
+use std::{
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use self::{console::Console, qmp::Qmp};
+
+/// What to boot, and how.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// The disk image, raw or qcow2.
+    pub disk: PathBuf,
+    /// Whether the disk keeps what the guest writes.
+    pub changes: Changes,
+    /// Where all of its writes and flushes are logged; for raw disks.
+    pub write_log: Option<PathBuf>,
+    /// The firmware's variables, kept between boots; made when it is not there.
+    pub vars: Option<PathBuf>,
+    /// Where the console is logged.
+    pub log: PathBuf,
+    /// Whether the console is shown.
+    pub show: Show,
+    /// The port of the loopback address that leads to the guest's ssh.
+    pub ssh: Option<u16>,
+    /// The public key that may log in as root.
+    pub authorized_key: Option<PathBuf>,
+    /// The name of a saved state to go on from, see [`Vm::save`].
+    pub resume: Option<String>,
+    /// Memory in MiB.
+    pub memory: u32,
+}
+
+/// What becomes of the guest's writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    /// They are in the disk image.
+    Keep,
+    /// They are gone when the machine is.
+    Drop,
+}
+
+/// Whether the console goes to standard output as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Show {
+    /// It does.
+    Terminal,
+    /// It is only logged.
+    Nothing,
+}
+
+/// A running machine; it ends with this value.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    console: Console,
+    qmp: Qmp,
+    _scratch: tempfile::TempDir,
+}
+
+impl Vm {
+    /// Starts the machine.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU is missing, too old, or does not start: with what it said.
+    pub fn start(machine: &Machine) -> Result<Self> {
+        let scratch = tempfile::Builder::new().prefix("vm-").tempdir()?;
+        let mut command = qemu::command(machine, scratch.path())?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let socket = scratch.path().join("qmp");
+        let listener = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
+        let mut child = command.spawn().context("starting qemu-system-x86_64: is it installed?")?;
+        let mut console = Console::read(&mut child, &machine.log, machine.show)?;
+        match Qmp::accept(&listener, &child) {
+            Ok(qmp) => Ok(Self { child, console, qmp, _scratch: scratch }),
+            Err(error) => {
+                _ = child.kill();
+                _ = child.wait();
+                console.finish();
+                Err(error.context(console.errors()))
+            }
+        }
+    }
+
+    /// Waits until the guest has said `text` on its console since the last call.
+    ///
+    /// # Errors
+    ///
+    /// When the machine ends without having said it: shows its last lines.
+    pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        let heard = self.console.wait_for(text);
+        ensure!(heard, "the guest never said {text:?}; its last words:\n{}", self.console.tail());
+        Ok(())
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU does not answer.
+    pub fn power_down(&mut self) -> Result<()> {
+        self.qmp.execute("system_powerdown", serde_json::json!({})).map(drop)
+    }
+
+    /// Saves the state of the machine under `name`, in its disk and variables, which must be qcow2.
+    ///
+    /// # Errors
+    ///
+    /// With what QEMU says.
+    pub fn save(&mut self, name: &str) -> Result<()> {
+        let said = self.qmp.monitor(&format!("savevm {name}"))?;
+        ensure!(said.trim().is_empty(), "saving the machine's state: {}", said.trim());
+        Ok(())
+    }
+
+    /// Waits until the machine is off.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU failed: with what it said.
+    pub fn wait_off(mut self) -> Result<()> {
+        let status = self.child.wait().context("waiting for QEMU")?;
+        self.console.finish();
+        ensure!(status.success(), "QEMU failed ({status}): {}", self.console.errors());
+        Ok(())
+    }
+
+    /// Runs a program of the host while the guest runs; it finds the guest's ssh in `GUEST_PORT`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn run(&self, program: &Path, arguments: &[String], machine: &Machine) -> Result<ExitStatus> {
+        let mut command = Command::new(program);
+        command.args(arguments).env("GUEST_PORT", machine.ssh.unwrap_or(0).to_string());
+        command.status().with_context(|| format!("starting {}", program.display()))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}

@@ -1,0 +1,127 @@
+//! The command line of QEMU.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Changes, Machine};
+use crate::cmd;
+
+/// The firmware of Debian's package ovmf.
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// The command that runs `machine`: console on standard output, QMP on the socket `qmp` below `scratch`.
+///
+/// # Errors
+///
+/// When the disk, the key or the firmware cannot be read, or QEMU is too old.
+pub fn command(machine: &Machine, scratch: &Path) -> Result<Command> {
+    check_version()?;
+    let vars = variables(machine, scratch)?;
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-machine", "q35,pflash0=code,pflash1=vars", "-nodefaults", "-no-user-config", "-display", "none"]);
+    match kvm_works() {
+        true => command.args(["-accel", "kvm", "-cpu", "host"]),
+        // la57 makes page walks slower without a processor's help.
+        false => command.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
+    };
+    command.args(["-smp", "2", "-m", &machine.memory.to_string(), "-serial", "stdio"]);
+    command.arg("-qmp").arg(format!("unix:{},server=off", scratch.join("qmp").display()));
+    command.args(["-device", "virtio-rng-pci"]);
+    blockdev(
+        &mut command,
+        &json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file(Path::new(FIRMWARE)) }),
+    );
+    blockdev(&mut command, &json!({ "driver": format_of(&vars)?, "node-name": "vars", "file": file(&vars) }));
+    blockdev(&mut command, &disk(machine, scratch)?);
+    command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
+    if let Some(port) = machine.ssh {
+        command.args(["-device", "virtio-net-pci,netdev=net", "-netdev"]);
+        command.arg(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"));
+    }
+    if let Some(key) = &machine.authorized_key {
+        let key = fs::read_to_string(key).with_context(|| format!("reading {}", key.display()))?;
+        command.arg("-smbios").arg(format!("type=11,value={}", credential(key.trim())));
+    }
+    if let Some(state) = &machine.resume {
+        command.args(["-loadvm", state]);
+    }
+    Ok(command)
+}
+
+/// The node `disk`: the image, an overlay that is dropped, or the image with a log of its writes.
+fn disk(machine: &Machine, scratch: &Path) -> Result<Value> {
+    let image = fs::canonicalize(&machine.disk).with_context(|| format!("opening {}", machine.disk.display()))?;
+    let format = format_of(&image)?;
+    let mut node = json!({ "driver": format, "discard": "unmap", "file": file(&image) });
+    if machine.changes == Changes::Drop {
+        let overlay = scratch.join("overlay.qcow2");
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(&image).arg(&overlay);
+        cmd::run(&mut create)?;
+        node = json!({ "driver": "qcow2", "file": file(&overlay) });
+    }
+    if let Some(log) = &machine.write_log {
+        File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        node = json!({ "driver": "blklogwrites", "file": node, "log": file(log) });
+    }
+    node["node-name"] = json!("disk");
+    Ok(node)
+}
+
+fn file(path: &Path) -> Value {
+    json!({ "driver": "file", "filename": path })
+}
+
+fn blockdev(command: &mut Command, node: &Value) {
+    command.arg("-blockdev").arg(node.to_string());
+}
+
+/// The firmware's variables: the given file, made from the firmware's own at first; without one, a copy for this run.
+fn variables(machine: &Machine, scratch: &Path) -> Result<PathBuf> {
+    let path = machine.vars.clone().unwrap_or_else(|| scratch.join("vars"));
+    if !path.exists() {
+        fs::copy(VARIABLES, &path).with_context(|| format!("copying {VARIABLES}: is ovmf installed?"))?;
+    }
+    Ok(path)
+}
+
+/// `raw`, or `qcow2` by its magic.
+fn format_of(path: &Path) -> Result<&'static str> {
+    let mut magic = [0; 4];
+    let mut image = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let is_qcow2 = image.read_exact(&mut magic).is_ok() && &magic == b"QFI\xfb";
+    Ok(if is_qcow2 { "qcow2" } else { "raw" })
+}
+
+/// The key as a credential that systemd-tmpfiles turns into a file (systemd.system-credentials(7), `tmpfiles.extra`).
+fn credential(key: &str) -> String {
+    use base64::Engine;
+    let lines = format!("d /run/authorized_keys 0755 root root\nf /run/authorized_keys/root 0644 root root - {key}\n");
+    let encoded = base64::engine::general_purpose::STANDARD.encode(lines);
+    format!("io.systemd.credential.binary:tmpfiles.extra={encoded}")
+}
+
+/// Whether a virtual processor can be made: the device alone says nothing, nested virtualization may be half there.
+fn kvm_works() -> bool {
+    let mut probe = Command::new("qemu-system-x86_64");
+    probe.args(["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-S"]);
+    probe.args(["-monitor", "stdio"]);
+    Path::new("/dev/kvm").exists() && cmd::run_with(&mut probe, |stdin| Ok(writeln!(stdin, "quit")?)).is_ok()
+}
+
+/// QEMU 7 corrupts flags under TCG: its guests crash at random.
+fn check_version() -> Result<()> {
+    let said = cmd::run(Command::new("qemu-system-x86_64").arg("--version"))?;
+    let version = said.split("version ").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or_default();
+    let major: u32 = version.parse().unwrap_or(0);
+    ensure!(major >= 8, "QEMU {version} is too old, 8 is needed: install it from Debian's backports");
+    Ok(())
+}
