@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write as _},
+    io::Read,
     path::{Path, PathBuf},
     process::Command,
 };
