@@ -1,6 +1,7 @@
 //! The command line as typed.
 
 mod boot;
+mod inspect;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -28,6 +29,8 @@ enum Command {
     Build(Build),
     /// Boot a disk image in QEMU, its console on the terminal, until it is off
     Boot(boot::Boot),
+    /// Say what is on a disk image, without mounting it
+    Inspect(inspect::Inspect),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +76,7 @@ impl Cli {
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         match self.command {
             Command::Boot(typed) => return typed.run(),
+            Command::Inspect(typed) => return typed.run(out),
             Command::Build(typed) => {
                 let recipe = typed.recipe();
                 let bar = indicatif::ProgressBar::new_spinner();

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod cmd;
 pub mod deploy;
 pub mod disk;
+pub mod inspect;
 pub mod oci;
 pub mod payload;
 pub mod recipe;

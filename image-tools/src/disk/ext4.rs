@@ -27,7 +27,10 @@ pub struct Names<'a> {
 ///
 /// When they do not fit, and those of the programs.
 pub fn create(disk: &Path, at: Extent, names: Names<'_>, nodes: &[Node]) -> Result<()> {
+    // Times of the file system itself; zero would mean now.
+    let time = std::env::var("SOURCE_DATE_EPOCH").unwrap_or_else(|_| "1".to_owned());
     let mut mke2fs = Command::new("mke2fs");
+    mke2fs.env("E2FSPROGS_FAKE_TIME", &time);
     mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-O", "verity", "-m", "1", "-L", names.label]);
     mke2fs.args(["-U", &names.uuid.to_string(), "-d", "-"]);
     let extended = format!("offset={},hash_seed={},root_owner=0:0,lazy_itable_init=1", at.start, names.uuid);
@@ -39,7 +42,7 @@ pub fn create(disk: &Path, at: Extent, names: Names<'_>, nodes: &[Node]) -> Resu
     let batch = scratch.path().join("batch");
     std::fs::write(&batch, debugfs_batch(nodes, scratch.path())?)?;
     let image = format!("{}?offset={}", disk.display(), at.start);
-    cmd::run(Command::new("debugfs").arg("-w").arg("-f").arg(&batch).arg(&image))
+    cmd::run(Command::new("debugfs").env("E2FSPROGS_FAKE_TIME", &time).arg("-w").arg("-f").arg(&batch).arg(&image))
         .context("sealing the root file system")?;
     cmd::run(Command::new("e2fsck").args(["-f", "-n", &image]))
         .with_context(|| format!("checking the {label} file system"))?;

@@ -1,0 +1,246 @@
+//! Looks into a disk image without mounting it: what is on it, and whether all of it is as it must be.
+
+pub mod ext4;
+pub mod fat;
+pub mod objects;
+pub mod table;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use finalize::{
+    boot::{Loader, entries::Entries},
+    digest::DeploymentId,
+    layout,
+    staged::{BootType, Marker, Origin},
+};
+use serde::Serialize;
+
+use self::{ext4::Ext4, fat::Fat, table::Partition};
+use crate::cmd;
+
+/// An opened disk image; another format is converted to raw for as long as this lives.
+#[derive(Debug)]
+pub struct Disk {
+    /// The raw image.
+    pub path: PathBuf,
+    /// Its partitions.
+    pub partitions: Vec<Partition>,
+    /// The ESP.
+    pub esp: Fat,
+    /// The physical root.
+    pub root: Ext4,
+    _scratch: Option<tempfile::TempDir>,
+}
+
+/// What is on a disk.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// 1.
+    pub schema: u32,
+    /// The partitions.
+    pub partitions: Vec<Partition>,
+    /// Who boots it.
+    pub loader: Loader,
+    /// What boots next, the first one first.
+    pub entries: Vec<BootEntry>,
+    /// What is staged to take its place.
+    pub staged_entries: Vec<BootEntry>,
+    /// The deployments.
+    pub deployments: Vec<Deployment>,
+    /// The staged one.
+    pub staged: Option<DeploymentId>,
+    /// The record of the last finalization.
+    pub record: Option<serde_json::Value>,
+}
+
+/// A boot entry.
+#[derive(Debug, Serialize)]
+pub struct BootEntry {
+    /// Its file.
+    pub file: String,
+    /// What it boots, if that is a deployment.
+    pub deployment: Option<DeploymentId>,
+    /// What it is called.
+    pub title: Option<String>,
+    /// The files that it boots.
+    pub files: Vec<String>,
+}
+
+/// A deployment.
+#[derive(Debug, Serialize)]
+pub struct Deployment {
+    /// Its name.
+    pub id: DeploymentId,
+    /// How it boots, when its origin says so.
+    pub boot_type: Option<BootType>,
+    /// What is in its state directory.
+    pub state: Vec<String>,
+    /// Whether its EROFS image is in the repository.
+    pub has_image: bool,
+}
+
+impl Disk {
+    /// Opens an image in any format that qemu-img reads.
+    ///
+    /// # Errors
+    ///
+    /// When it has no partition table of ours: names what is missing.
+    pub fn open(image: &Path) -> Result<Self> {
+        let mut scratch = None;
+        let mut path = image.to_owned();
+        let info = cmd::run(std::process::Command::new("qemu-img").args(["info", "-U", "--output=json"]).arg(image))?;
+        let info: serde_json::Value = serde_json::from_str(&info).context("reading what qemu-img says")?;
+        if info["format"] != "raw" {
+            let dir = tempfile::tempdir()?;
+            path = dir.path().join("disk.raw");
+            let mut convert = std::process::Command::new("qemu-img");
+            cmd::run(convert.args(["convert", "-U", "-O", "raw"]).arg(image).arg(&path))?;
+            scratch = Some(dir);
+        }
+        let partitions =
+            table::read(&path).with_context(|| format!("reading the partitions of {}", image.display()))?;
+        let at = |name: &str| {
+            let found = partitions.iter().find(|partition| partition.name == name);
+            found
+                .map(|partition| partition.start)
+                .with_context(|| format!("{} has no partition {name:?}", image.display()))
+        };
+        let (esp, root) = (Fat::at(&path, at("esp")?), Ext4::at(&path, at("root")?));
+        Ok(Self { path, partitions, esp, root, _scratch: scratch })
+    }
+
+    /// What is on it.
+    ///
+    /// # Errors
+    ///
+    /// When a file system cannot be read.
+    pub fn report(&self) -> Result<Report> {
+        let loader = match self.root.exists("/boot/grub2/grub.cfg")? {
+            true => Loader::Grub,
+            false => Loader::SystemdBoot,
+        };
+        let record = self.root.read(&format!("/{}", layout::RECORD))?;
+        let staged = self.root.read(&format!("/{}", layout::STAGED))?;
+        let staged = staged.and_then(|text| text.parse::<Marker>().ok()).map(|marker| marker.depl_id);
+        Ok(Report {
+            schema: 1,
+            partitions: self.partitions.clone(),
+            loader,
+            entries: self.boot_entries(loader, layout::ENTRIES)?,
+            staged_entries: self.boot_entries(loader, layout::ENTRIES_STAGED)?,
+            deployments: self.deployments()?,
+            staged,
+            record: record.and_then(|text| serde_json::from_str(&text).ok()),
+        })
+    }
+
+    fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
+        let entries: Entries = match loader {
+            Loader::SystemdBoot => self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect(),
+            Loader::Grub => self.root.files(&format!("/boot/{}/{dir}", layout::LOADER))?.into_iter().collect(),
+        };
+        let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
+            file: file.to_owned(),
+            deployment: entry.deployment(),
+            title: entry.value("title").map(str::to_owned),
+            files: entry.files().map(str::to_owned).collect(),
+        });
+        Ok(list.collect())
+    }
+
+    fn deployments(&self) -> Result<Vec<Deployment>> {
+        let mut all = vec![];
+        for node in self.root.list(&format!("/{}", layout::DEPLOYMENTS))? {
+            let Ok(id) = node.name.parse::<DeploymentId>() else { continue };
+            let state = format!("/{}", layout::deployment(&id));
+            let origin = self.root.read(&format!("{state}/{}", layout::origin(&id)))?;
+            let names = self.root.list(&state)?.into_iter().map(|node| node.name).collect();
+            all.push(Deployment {
+                boot_type: origin.and_then(|text| text.parse::<Origin>().ok()).map(|origin| origin.boot_type),
+                state: names,
+                has_image: self.root.exists(&format!("/{}", layout::image(&id)))?,
+                id,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Everything that is not as it must be, one line each.
+    ///
+    /// # Errors
+    ///
+    /// When a file system cannot be read at all.
+    pub fn check(&self, report: &Report) -> Result<Vec<String>> {
+        let mut wrong = self.check_boot(report)?;
+        wrong.extend(self.esp.fsck()?);
+        wrong.extend(self.root.fsck()?);
+        let images: Vec<_> = report.deployments.iter().map(|deployment| deployment.id.clone()).collect();
+        wrong.extend(objects::check(&self.root, &self.path, &images)?);
+        Ok(wrong)
+    }
+
+    /// What the next boot depends on: entries, kernels, deployments with an /etc.
+    ///
+    /// # Errors
+    ///
+    /// When a file system cannot be read at all.
+    pub fn check_boot(&self, report: &Report) -> Result<Vec<String>> {
+        let mut wrong = vec![];
+        if !report.entries.iter().any(|entry| entry.deployment.is_some()) {
+            wrong.push("no entry in loader/entries boots a deployment".to_owned());
+        }
+        for entry in report.entries.iter().chain(&report.staged_entries) {
+            for path in &entry.files {
+                let found = match report.loader {
+                    Loader::SystemdBoot => self.esp.exists(path)?,
+                    Loader::Grub => self.root.exists(path)?,
+                };
+                if !found && entry.deployment.is_some() {
+                    wrong.push(format!("{} names {path}, which does not exist", entry.file));
+                }
+            }
+            let known = |id: &DeploymentId| report.deployments.iter().any(|deployment| deployment.id == *id);
+            if let Some(id) = entry.deployment.as_ref().filter(|id| !known(id)) {
+                wrong.push(format!("{} boots {id}, which is not deployed", entry.file));
+            }
+        }
+        for deployment in &report.deployments {
+            let mut missing = |what: &str| wrong.push(format!("the deployment {} has no {what}", deployment.id));
+            if !deployment.state.iter().any(|name| name == layout::ETC) {
+                missing("etc");
+            }
+            if deployment.boot_type.is_none() {
+                missing("origin with a boot_type");
+            }
+            if !deployment.has_image {
+                missing("image in the repository");
+            }
+        }
+        Ok(wrong)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.partitions {
+            writeln!(f, "partition   {} {} MiB", part.name, part.size >> 20)?;
+        }
+        writeln!(f, "boot loader {}", self.loader)?;
+        for (what, list) in [("entry", &self.entries), ("staged", &self.staged_entries)] {
+            for entry in list {
+                let id = entry.deployment.as_ref().map_or("not ours", DeploymentId::short);
+                writeln!(f, "{what:11} {} ({id})", entry.file)?;
+            }
+        }
+        for deployment in &self.deployments {
+            let staged = if self.staged.as_ref() == Some(&deployment.id) { ", staged" } else { "" };
+            writeln!(f, "deployment  {} ({}{staged})", deployment.id.short(), deployment.state.join(" "))?;
+        }
+        let outcome = self.record.as_ref().map_or("none", |record| record["outcome"].as_str().unwrap_or("unreadable"));
+        writeln!(f, "record      {outcome}")
+    }
+}
