@@ -1,0 +1,6 @@
+//! The real program on OCI layouts made here.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bad_input;
+mod build;
+mod layout;
