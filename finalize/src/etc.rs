@@ -1,5 +1,6 @@
 //! Merging /etc: three trees in, one out. Scan, plan, apply: reading yields values, deciding is pure, writing is dumb.
 
+pub mod accounts;
 pub mod apply;
 pub mod bytes;
 pub mod merge;

@@ -135,6 +135,7 @@ fn merge_etc(host: &Host, staged: &Deployment, progress: &mut Progress) -> Resul
     let record = &mut progress.record;
     record.counts = merge.plan.counts();
     record.conflicts = merge.plan.conflicts().map(|(path, _)| path.to_string()).collect();
+    record.notes.extend(merge.plan.notes.iter().cloned());
     record.skipped = merge.plan.skipped.iter().map(ToString::to_string).collect();
     record.metrics.files_processed = merge.plan.steps.len() as u64;
     record.metrics.merge_operations = record.metrics.files_processed - record.counts.image;

@@ -165,11 +165,9 @@ impl fmt::Display for Record {
             Outcome::Refused => write!(f, "refused to finalize {to}: nothing was written")?,
             Outcome::Failed => write!(f, "finalizing {to} failed at {:?}", self.step)?,
         }
-        let Counts { image, local, converged, conflicts } = self.counts;
-        write!(
-            f,
-            "\n/etc: {local} local, {image} from the image, {converged} equal on both sides, {conflicts} conflicts"
-        )?;
+        let Counts { image, local, converged, merged, conflicts } = self.counts;
+        write!(f, "\n/etc: {local} local, {image} from the image, {converged} alike, {merged} merged by record")?;
+        write!(f, ", {conflicts} in conflict")?;
         for line in self.notes.iter().chain(&self.conflicts).chain(&self.error) {
             write!(f, "\n  {line}")?;
         }

@@ -14,7 +14,7 @@ use rustix::{
 
 use super::{
     merge::Take,
-    plan::Plan,
+    plan::{Plan, Step},
     scan::Walker,
     tree::{Kind, Node, RelPath, Tree},
 };
@@ -54,6 +54,7 @@ pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, (RelP
         let Some(node) = &step.node else { continue };
         let label = new.nodes.get(path).and_then(|node| node.label.as_ref());
         let written = match step.take {
+            _ if step.content.is_some() => writer.put(path, step, label),
             Take::New => writer.take_new(path, node),
             Take::Current => writer.take_current(path, &relabelled(node, label)),
         };
@@ -128,6 +129,15 @@ impl Writer {
             }
             other => other,
         }
+    }
+
+    /// A file with bytes that neither tree has.
+    fn put(&mut self, path: &RelPath, step: &Step, label: Option<&Vec<u8>>) -> io::Result<()> {
+        let (Some(node), Some(content)) = (&step.node, &step.content) else { return Ok(()) };
+        let to = self.output.parent_of(path)?;
+        sys::node::write(&File::from(sys::node::create(to, path.name())?), content)?;
+        self.done.bytes_copied += content.len() as u64;
+        finish(to, path.name(), &relabelled(node, label))
     }
 
     /// A node of the live tree, copied. One that vanished since the plan was made is left out.

@@ -18,6 +18,9 @@ use super::{
     tree::RelPath,
 };
 
+/// No account file is larger.
+const LIMIT: u64 = 16 << 20;
+
 /// The files of the three trees.
 #[derive(Debug)]
 pub struct Files {
@@ -80,6 +83,13 @@ impl SameBytes for Files {
                 return Ok(true);
             }
         }
+    }
+
+    fn read(&mut self, side: Side, path: &RelPath) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = self.open(side, path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(LIMIT).read_to_end(&mut bytes)?;
+        Ok(Some(bytes).filter(|bytes| bytes.len() < LIMIT as usize))
     }
 }
 

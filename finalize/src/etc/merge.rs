@@ -39,6 +39,8 @@ pub enum Reason {
     Local,
     /// Changed on both sides in the same way.
     Converged,
+    /// An account file that both sides changed: merged by record.
+    Records,
     /// Changed on both sides: the local node stays.
     ContentConflict,
     /// Removed locally, changed in the image: stays removed.
@@ -66,7 +68,7 @@ impl Reason {
     pub fn take(self) -> Take {
         match self {
             Self::Image | Self::Converged | Self::TypeConflict => Take::New,
-            Self::Local | Self::ContentConflict | Self::RemovedConflict => Take::Current,
+            Self::Local | Self::Records | Self::ContentConflict | Self::RemovedConflict => Take::Current,
         }
     }
 }

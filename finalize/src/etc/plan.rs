@@ -3,6 +3,8 @@
 //! Deciding is pure but for one question, whether two files have the same bytes, which is asked only where everything
 //! else is equal, and of the new tree only where the live one was changed.
 
+mod records;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
@@ -34,6 +36,13 @@ pub trait SameBytes {
     ///
     /// Those of reading; a file that vanished is not the same.
     fn same_bytes(&mut self, one: Side, other: Side, path: &RelPath) -> io::Result<bool>;
+
+    /// The bytes of a small file; nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    fn read(&mut self, side: Side, path: &RelPath) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// The three trees, scanned.
@@ -56,6 +65,8 @@ pub struct Step {
     pub reason: Reason,
     /// The node, or none where nothing is.
     pub node: Option<Node>,
+    /// The bytes of a file that neither side has so.
+    pub content: Option<Vec<u8>>,
 }
 
 /// What a merge will do; [`super::apply::apply`] does just that.
@@ -69,6 +80,8 @@ pub struct Plan {
     pub aside: BTreeSet<RelPath>,
     /// What is never carried: sockets, fifos, devices, lock files.
     pub skipped: Vec<RelPath>,
+    /// What a person should know of account records.
+    pub notes: Vec<String>,
 }
 
 /// How many paths each reason decided.
@@ -80,6 +93,9 @@ pub struct Counts {
     pub local: u64,
     /// Equal changes on both sides.
     pub converged: u64,
+    /// Account files merged by record.
+    #[serde(default)]
+    pub merged: u64,
     /// Conflicts.
     pub conflicts: u64,
 }
@@ -110,6 +126,7 @@ pub fn plan(trees: &Trees, bytes: &mut dyn SameBytes) -> Result<Plan, (RelPath, 
         }
         plan.steps.insert(path.clone(), step);
     }
+    records::decide(&mut plan, bytes)?;
     Ok(plan)
 }
 
@@ -208,7 +225,7 @@ fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a Re
     let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
     if plan.aside.iter().any(|top| path.is_below(top)) {
         // Below a type conflict everything is the image's; what was local is set aside as a whole.
-        return Step { take: Take::New, reason: Reason::Image, node: n.cloned() };
+        return Step { take: Take::New, reason: Reason::Image, node: n.cloned(), content: None };
     }
     let parent = path.parent().and_then(|parent| plan.steps.get(&parent));
     if let Some(parent) = parent.filter(|step| !step.node.as_ref().is_some_and(Node::is_dir)) {
@@ -221,7 +238,7 @@ fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a Re
         };
         let kept_for_children = parent.reason == Reason::Image && changes.current.contains(path) && c.is_some();
         if !kept_for_children {
-            return Step { take: parent.take, reason: hidden, node: None };
+            return Step { take: parent.take, reason: hidden, node: None, content: None };
         }
     }
     let sides = Sides {
@@ -239,7 +256,7 @@ fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a Re
         Take::New => n,
         Take::Current => c,
     };
-    Step { take: reason.take(), reason, node: node.cloned() }
+    Step { take: reason.take(), reason, node: node.cloned(), content: None }
 }
 
 /// A machine keeps its id, whatever an image ships (machine-id(5)); an empty file, or `uninitialized`, is no id.
@@ -274,6 +291,7 @@ impl Plan {
                 Reason::Image => &mut counts.image,
                 Reason::Local => &mut counts.local,
                 Reason::Converged => &mut counts.converged,
+                Reason::Records => &mut counts.merged,
                 _ => &mut counts.conflicts,
             } += 1;
         }
@@ -290,16 +308,18 @@ impl Plan {
             "paths": self.steps.iter().filter(listed).map(row).collect::<Vec<_>>(),
             "conflicts": self.conflicts().map(|(path, _)| path).collect::<Vec<_>>(),
             "skipped": self.skipped,
+            "notes": self.notes,
             "counts": self.counts(),
         })
     }
 }
 
 impl Step {
-    /// `keep`, `remove`, or `take` the image's.
+    /// `keep`, `remove`, `merge`, or `take` the image's.
     pub fn action(&self) -> &'static str {
         match (self.take, &self.node) {
             (_, None) => "remove",
+            _ if self.content.is_some() => "merge",
             (Take::New, _) => "take",
             (Take::Current, _) => "keep",
         }
@@ -313,6 +333,7 @@ impl fmt::Display for Plan {
             let reason = match step.reason {
                 Reason::Image | Reason::Local => "changed here",
                 Reason::Converged => "changed alike",
+                Reason::Records => "merged by record",
                 Reason::ContentConflict => "CONFLICT: changed here and in the image",
                 Reason::RemovedConflict => "CONFLICT: removed here, changed in the image",
                 Reason::TypeConflict => "CONFLICT: another type in the image; the local one goes to etc.conflicts",
@@ -322,7 +343,10 @@ impl fmt::Display for Plan {
         for path in &self.skipped {
             writeln!(f, "skip   /etc/{path}  (never carried)")?;
         }
-        let Counts { image, local, converged, conflicts } = self.counts();
-        write!(f, "{image} from the image, {local} local, {converged} alike, {conflicts} in conflict")
+        for note in &self.notes {
+            writeln!(f, "note   {note}")?;
+        }
+        let Counts { image, local, converged, merged, conflicts } = self.counts();
+        write!(f, "{image} from the image, {local} local, {converged} alike, {merged} merged, {conflicts} in conflict")
     }
 }

@@ -72,6 +72,17 @@ pub fn copy_bytes(from: &File, to: &File) -> io::Result<u64> {
     io::copy(&mut from, &mut to)
 }
 
+/// These bytes into an empty file.
+///
+/// # Errors
+///
+/// Those of write(2).
+pub fn write(to: &File, bytes: &[u8]) -> io::Result<()> {
+    fault::changing("write")?;
+    let mut to = to;
+    io::Write::write_all(&mut to, bytes)
+}
+
 /// Owner and group.
 ///
 /// # Errors

@@ -109,3 +109,12 @@ fn a_type_conflict_keeps_both_sides_somewhere() {
 fn a_directory_that_became_a_link_here_follows_nothing() {
     check(&["x/a=1"], &["x->/etc"], &["x/a=1"], &["x->/etc"], &[]);
 }
+
+#[test]
+fn a_system_user_of_the_image_joins_local_users() {
+    let (p, c) = ("passwd=root:x:0:0:::\n", "passwd=root:x:0:0:::\nme:x:1000:1000:::\n");
+    let n = "passwd=root:x:0:0:::\ntcpdump:x:104:104:::\n";
+    check(&[p], &[c], &[n], &["passwd=root:x:0:0:::\ntcpdump:x:104:104:::\nme:x:1000:1000:::\n"], &[]);
+    // One that does not parse is local as a whole.
+    check(&["group=x"], &["group=mine"], &["group=theirs"], &["group=mine"], &[]);
+}
