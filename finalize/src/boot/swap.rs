@@ -284,9 +284,13 @@ impl Swap {
 /// Puts a file in place by rename, its content on the disk before its name, both before returning.
 fn put(dir: &Dir, name: &str, content: &str) -> io::Result<()> {
     let aside = ".composefs-finalize.new";
-    sys::file::write(dir, aside, content.as_bytes())?;
-    sys::sync::file_system(dir.open(".")?)?;
-    sys::rename::replace(dir, aside, name)?;
+    let written = sys::file::write(dir, aside, content.as_bytes())
+        .and_then(|()| sys::sync::file_system(dir.open(".")?))
+        .and_then(|()| sys::rename::replace(dir, aside, name));
+    if written.is_err() {
+        _ = dir.remove_file(aside);
+    }
+    written?;
     sys::sync::file_system(dir.open(".")?)
 }
 

@@ -169,3 +169,32 @@ fn the_original_etc_goes_when_the_new_deployment_has_booted() {
     assert!(!original.exists());
     machine.assert_finalized();
 }
+
+/// On a real file system that is full, where the test may mount one.
+#[test]
+fn a_full_esp_is_an_error_that_says_so_and_the_old_deployment_boots() {
+    let machine = Machine::new(Loader::SystemdBoot);
+    let esp = machine.path("esp");
+    // The command's own mount namespace has a small ESP with the same files, and not a block left.
+    let script =
+        "set -e; cp -a \"$ESP\" \"$ESP.full\"; mount -t tmpfs -o size=64k none \"$ESP\"; cp -a \"$ESP.full/.\" \"$ESP\"
+        head -c 1M /dev/zero >\"$ESP/filler\" 2>/dev/null || true
+        if \"$@\"; then exit 99; fi
+        rm \"$ESP/filler\"; rm -r \"$ESP.full\"; cp -a \"$ESP\" \"$ESP.after\"";
+    let staged = machine.command(&["staged"]);
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(staged.get_program()).args(staged.get_args());
+    let output = command.env("ESP", &esp).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    if message.starts_with("unshare:") {
+        println!("SKIPPED, no mount namespace: {message}");
+        return;
+    }
+    assert!(output.status.success(), "{:?} {message}", output.status);
+    assert!(message.contains("loader/entries") && message.contains("No space left on device"), "{message}");
+    let tree = machine.tree(&machine.path("esp.after"));
+    assert_eq!(tree.keys().filter(|path| path.starts_with("loader/entries/")).count(), 2, "{:?}", tree.keys());
+    assert_eq!(tree, machine.tree(&esp));
+    machine.ok(&["staged"]);
+    machine.assert_finalized();
+}
