@@ -33,11 +33,7 @@ enum Command {
         json: bool,
     },
     /// Preview the merge of /etc into the staged deployment; write nothing
-    Plan {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Plan(etc::Form),
     /// What is booted, what is staged, and what became of the last finalization
     Status {
         /// Print JSON
@@ -63,13 +59,14 @@ impl Cli {
         let open = |access| Host::open(&self.ambient, access);
         match self.command {
             Command::Staged { dry_run: false, json } => return report::staged(&self.ambient, json, out),
-            Command::Staged { dry_run: true, json } | Command::Plan { json } => {
-                report::plan(&open(Access::Read)?, json, out)?;
+            Command::Staged { dry_run: true, json } => {
+                report::plan(&open(Access::Read)?, etc::Form { json, content: false }, out)?;
             }
+            Command::Plan(form) => report::plan(&open(Access::Read)?, form, out)?,
             Command::Status { json } => report::status(&open(Access::Read)?, json, out)?,
             Command::Arm => writeln!(out, "{}", crate::arm::arm(&open(Access::Write)?)?)?,
             Command::Report => writeln!(out, "{}", crate::arm::report(&open(Access::Write)?)?)?,
-            Command::Etc(command) => command.run(out)?,
+            Command::Etc(command) => return command.run(out),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -3,8 +3,10 @@
 pub mod accounts;
 pub mod apply;
 pub mod bytes;
+pub mod diff;
 pub mod merge;
 pub mod plan;
+pub mod policy;
 pub mod scan;
 pub mod tree;
 
@@ -16,6 +18,7 @@ use cap_std::fs::Dir;
 use self::{
     apply::{Applied, Roots},
     plan::{Plan, Trees},
+    policy::Policy,
     tree::{RelPath, Tree},
 };
 use crate::sys;
@@ -46,7 +49,7 @@ impl<'a> Merge<'a> {
     /// # Errors
     ///
     /// When something cannot be read: names side and path.
-    pub fn plan(sources: Sources<'a>) -> Result<Self> {
+    pub fn plan(sources: Sources<'a>, policy: &Policy) -> Result<Self> {
         let scan = |name: &str, root: BorrowedFd<'_>| {
             scan::scan(root).map_err(|(path, error)| anyhow!(error).context(format!("reading {name} /etc/{path}")))
         };
@@ -56,7 +59,7 @@ impl<'a> Merge<'a> {
             new: scan("the staged deployment's", sources.new)?,
         };
         let mut bytes = bytes::Files::new(&sources).context("opening the three trees")?;
-        let plan = plan::plan(&trees, &mut bytes).map_err(at("comparing"))?;
+        let plan = plan::plan(&trees, &mut bytes, policy).map_err(at("comparing"))?;
         Ok(Self { sources, trees, plan })
     }
 
@@ -67,11 +70,26 @@ impl<'a> Merge<'a> {
     ///
     /// When something cannot be written: names the path. Then what was written is incomplete.
     pub fn write(&self, parent: &Dir, output: &str, conflicts: &str) -> Result<Applied> {
+        self.write_to((parent, output), (parent, conflicts))
+    }
+
+    /// The same, with the conflicts elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Merge::write`].
+    pub fn write_to(&self, output: (&Dir, &str), conflicts: (&Dir, &str)) -> Result<Applied> {
         let roots = |target| Roots { current: self.sources.current, new: self.sources.new, output: target };
-        let merged = fresh(parent, output).with_context(|| format!("creating {output}"))?;
-        let applied = apply::apply(&self.plan, &self.trees.new, roots(fd(&merged))).map_err(at("merging"))?;
+        let merged = fresh(output.0, output.1).with_context(|| format!("creating {}", output.1))?;
+        let mut applied = apply::apply(&self.plan, &self.trees.new, roots(fd(&merged))).map_err(at("merging"))?;
+        if !self.plan.beside.is_empty() {
+            let beside = apply::put_beside(&self.plan, &self.trees.current, roots(fd(&merged)));
+            let beside = beside.map_err(at("keeping beside the image's"))?;
+            applied.bytes_copied += beside.bytes_copied;
+            applied.moved.extend(beside.moved);
+        }
         if !self.plan.aside.is_empty() {
-            let aside = fresh(parent, conflicts).with_context(|| format!("creating {conflicts}"))?;
+            let aside = fresh(conflicts.0, conflicts.1).with_context(|| format!("creating {}", conflicts.1))?;
             apply::set_aside(&self.plan, &self.trees.current, roots(fd(&aside))).map_err(at("setting aside"))?;
         }
         Ok(applied)

@@ -20,6 +20,7 @@ use rustix::fs::FsWord;
 use crate::{
     boot::Loader,
     cmdline::{Format, Target, Verity},
+    config::Config,
     layout,
     staged::Marker,
     sys,
@@ -53,6 +54,9 @@ pub struct Ambient {
     /// The booted image's own /etc [default: from the repository]
     #[arg(long, global = true, value_name = "DIR")]
     pub pristine: Option<PathBuf>,
+    /// The vendor's configuration
+    #[arg(long, global = true, default_value = "/usr/lib/composefs-finalize", value_name = "DIR", hide = true)]
+    pub vendor_config: PathBuf,
     /// The kernel's view of devices and firmware
     #[arg(long, global = true, default_value = "/sys", value_name = "DIR", hide = true)]
     pub sys: PathBuf,
@@ -151,6 +155,15 @@ impl Host {
     pub fn etc(&self) -> Result<Dir> {
         let path = &self.ambient.etc;
         or_plain(path, sys::mount::clone(path)).with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// The configuration: the vendor's, then that in /etc. Mistakes in it are logged, and added to `notes`.
+    pub fn config(&self, notes: &mut Vec<String>) -> Config {
+        let local = self.ambient.etc.join("composefs-finalize");
+        let (config, warnings) = Config::load(&[&self.ambient.vendor_config, &local]);
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        notes.extend(warnings);
+        config
     }
 
     /// How /etc was mounted.

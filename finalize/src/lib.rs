@@ -6,6 +6,7 @@ pub mod arm;
 pub mod boot;
 pub mod cli;
 pub mod cmdline;
+pub mod config;
 pub mod deployment;
 pub mod digest;
 pub mod etc;
@@ -20,13 +21,15 @@ pub mod sys;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail};
+use cap_std::fs::Dir;
 
 use crate::{
     boot::place,
+    config::Config,
     deployment::Deployment,
     digest::DeploymentId,
-    etc::{Merge, Sources, plan::Plan},
-    host::{Access, Ambient, EtcMount, Host},
+    etc::{Merge, Sources},
+    host::{Access, Ambient, EtcMount, Host, Pristine},
     lock::Lock,
     record::{Outcome, Progress, Record, Step},
     staged::Marker,
@@ -84,13 +87,25 @@ fn finalize_staged(ambient: &Ambient, id: DeploymentId, mut progress: Progress) 
 /// The story, from the first look to the last deletion.
 fn run(host: &Host, id: &DeploymentId, progress: &mut Progress) -> Result<Outcome> {
     let _lock = Lock::take(&host.sysroot)?;
+    let config = host.config(&mut progress.record.notes);
     let staged = Deployment::open(&host.sysroot, id)?;
-    let probed = place::find(host, staged.origin.boot_type)?.into_iter().map(|place| place.probe(id));
-    let probed = probed.collect::<Result<Vec<_>>>()?;
-    arm::remember(&host.sysroot, id)?;
+    let places = if config.update_boot { place::find(host, staged.origin.boot_type)? } else { vec![] };
+    let probed = places.into_iter().map(|place| place.probe(id)).collect::<Result<Vec<_>>>()?;
 
     progress.step(Step::Merge);
-    if merge_etc(host, &staged, progress)? {
+    let trees = EtcTrees::open(host, &staged, &config, &mut progress.record.notes)?;
+    let merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &config.policy)).transpose()?;
+    if let Some(merge) = &merge {
+        progress.plan(&merge.plan);
+        if !merge.plan.refused.is_empty() {
+            return refuse(merge, progress, &host.sysroot);
+        }
+    }
+    arm::remember(&host.sysroot, id)?;
+    if let Some(merge) = &merge {
+        let (merging, conflicts) = Deployment::MERGE;
+        let applied = merge.write(&staged.state, merging, conflicts).context("building etc.merging")?;
+        progress.applied(&applied);
         progress.step(Step::Place);
         sys::sync::file_system(staged.state.open(".")?).context("syncing the merged /etc")?;
         staged.put_merged()?;
@@ -104,6 +119,7 @@ fn run(host: &Host, id: &DeploymentId, progress: &mut Progress) -> Result<Outcom
     let durable = exchanged.into_iter().map(boot::swap::Exchanged::settle).collect::<Result<Vec<_>>>()?;
 
     progress.step(Step::CleanUp);
+    progress.record.keep_original = config.backup_original;
     progress.end(Outcome::Finalized).write(&host.sysroot)?;
     durable.into_iter().try_for_each(boot::swap::Durable::clean_up)?;
     staged.clean_up(deployment::Originals::Keep)?;
@@ -114,48 +130,64 @@ fn run(host: &Host, id: &DeploymentId, progress: &mut Progress) -> Result<Outcom
     Ok(Outcome::Finalized)
 }
 
-/// Builds `etc.merging`; false where local changes are meant to vanish.
-fn merge_etc(host: &Host, staged: &Deployment, progress: &mut Progress) -> Result<bool> {
-    let current = host.etc()?;
-    match host.etc_mount(&current)? {
-        EtcMount::Bind => {}
-        EtcMount::Transient => {
-            progress.record.notes.push("/etc is transient: local changes vanish, nothing was merged".to_owned());
-            return Ok(false);
-        }
-        EtcMount::Overlay => bail!(
-            "/etc is an overlay (mount = \"overlay\" in [etc] of setup-root-conf.toml), which is not supported: \
-             set mount = \"bind\" in the image"
-        ),
-    }
-    let (pristine, new) = (host.pristine()?, staged.new_etc()?);
-    let sources =
-        Sources { pristine: pristine.etc.as_ref().map(AsFd::as_fd), current: current.as_fd(), new: new.as_fd() };
-    let merge = Merge::plan(sources)?;
-    let record = &mut progress.record;
-    record.counts = merge.plan.counts();
-    record.conflicts = merge.plan.conflicts().map(|(path, _)| path.to_string()).collect();
-    record.notes.extend(merge.plan.notes.iter().cloned());
-    record.skipped = merge.plan.skipped.iter().map(ToString::to_string).collect();
-    record.metrics.files_processed = merge.plan.steps.len() as u64;
-    record.metrics.merge_operations = record.metrics.files_processed - record.counts.image;
-    let (merging, conflicts) = Deployment::MERGE;
-    let applied = merge.write(&staged.state, merging, conflicts).context("building etc.merging")?;
-    record.bytes_copied = applied.bytes_copied;
-    let moved = applied.moved.iter().map(|path| format!("/etc/{path} changed while it was copied"));
-    record.notes.extend(moved);
-    Ok(true)
+/// A conflict is set to `fail`: only the record is written.
+fn refuse(merge: &Merge<'_>, progress: &mut Progress, sysroot: &Dir) -> Result<Outcome> {
+    let refused = merge.plan.refused.iter().map(|path| format!("/etc/{path} is in conflict, and set to fail"));
+    progress.record.error.extend(refused);
+    progress.end(Outcome::Refused).write(sysroot)?;
+    Ok(Outcome::Refused)
 }
 
-/// Hands the plan of the merge into the staged deployment to `show`; writes nothing.
+/// The three trees of a machine.
+#[derive(Debug)]
+struct EtcTrees {
+    pristine: Pristine,
+    current: Dir,
+    new: Dir,
+}
+
+impl EtcTrees {
+    /// The trees to merge; nothing where there is nothing to merge, with a note that says why.
+    fn open(host: &Host, staged: &Deployment, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
+        let current = host.etc()?;
+        match host.etc_mount(&current)? {
+            _ if !config.merge_etc => {
+                notes.push("the configuration says not to merge /etc".to_owned());
+                return Ok(None);
+            }
+            EtcMount::Bind => {}
+            EtcMount::Transient => {
+                notes.push("/etc is transient: local changes vanish, nothing was merged".to_owned());
+                return Ok(None);
+            }
+            EtcMount::Overlay => bail!(
+                "/etc is an overlay (mount = \"overlay\" in [etc] of setup-root-conf.toml), which is not supported: \
+                 set mount = \"bind\" in the image"
+            ),
+        }
+        Ok(Some(Self { pristine: host.pristine()?, current, new: staged.new_etc()? }))
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            pristine: self.pristine.etc.as_ref().map(AsFd::as_fd),
+            current: self.current.as_fd(),
+            new: self.new.as_fd(),
+        }
+    }
+}
+
+/// Hands the merge into the staged deployment to `show`; writes nothing. Without a merge, `show` is not called.
 ///
 /// # Errors
 ///
 /// Those of reading, and those of `show`.
-pub fn preview(host: &Host, marker: &Marker, show: &mut dyn FnMut(&Plan) -> Result<()>) -> Result<()> {
+pub fn preview(host: &Host, marker: &Marker, show: &mut dyn FnMut(&Merge<'_>) -> Result<()>) -> Result<()> {
     let staged = Deployment::open(&host.sysroot, &marker.depl_id)?;
-    let (current, pristine, new) = (host.etc()?, host.pristine()?, staged.new_etc()?);
-    let sources =
-        Sources { pristine: pristine.etc.as_ref().map(AsFd::as_fd), current: current.as_fd(), new: new.as_fd() };
-    show(&Merge::plan(sources)?.plan)
+    let mut notes = vec![];
+    let config = host.config(&mut notes);
+    match EtcTrees::open(host, &staged, &config, &mut notes)? {
+        Some(trees) => show(&Merge::plan(trees.sources(), &config.policy)?),
+        None => Ok(()),
+    }
 }

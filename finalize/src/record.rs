@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::DeploymentId,
-    etc::plan::Counts,
+    etc::{
+        apply::Applied,
+        plan::{Counts, Plan},
+    },
     layout::{FINALIZE_STATE, RECORD},
     sys,
 };
@@ -216,6 +219,24 @@ impl Progress {
         *self.record.phases.entry(self.record.step).or_default() += spent;
         self.step_began = Instant::now();
         self.record.step = step;
+    }
+
+    /// What the merge will do.
+    pub fn plan(&mut self, plan: &Plan) {
+        let record = &mut self.record;
+        record.counts = plan.counts();
+        record.conflicts = plan.conflicts().map(|(path, _)| path.to_string()).collect();
+        record.notes.extend(plan.notes.iter().cloned());
+        record.skipped = plan.skipped.iter().map(ToString::to_string).collect();
+        record.metrics.files_processed = plan.steps.len() as u64;
+        record.metrics.merge_operations = record.metrics.files_processed - record.counts.image;
+    }
+
+    /// What the merge did.
+    pub fn applied(&mut self, applied: &Applied) {
+        self.record.bytes_copied = applied.bytes_copied;
+        let moved = applied.moved.iter().map(|path| format!("/etc/{path} changed while it was copied"));
+        self.record.notes.extend(moved);
     }
 
     /// How it ended, or how it will have ended once what follows is done.

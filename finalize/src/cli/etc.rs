@@ -2,14 +2,20 @@
 
 use std::{
     io::Write,
+    os::fd::AsFd,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result, ensure};
-use cap_std::{ambient_authority, fs::Dir};
+use cap_std::fs::Dir;
 use clap::{Args, Subcommand};
 
-use crate::etc::{Merge, Sources};
+use crate::{
+    config::Config,
+    etc::{Merge, Sources, diff},
+    host::open,
+};
 
 /// What to do with the three trees.
 #[derive(Debug, Subcommand)]
@@ -18,17 +24,22 @@ pub enum Etc {
     Plan {
         #[command(flatten)]
         trees: Trees,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        form: Form,
     },
     /// Write the merged tree into a new directory
     Merge {
         #[command(flatten)]
         trees: Trees,
         /// The merged tree; must not exist
-        #[arg(long)]
+        #[arg(long, value_name = "DIR")]
         output: PathBuf,
+        /// Local nodes that have no place in it; must not exist [default: OUTPUT.conflicts]
+        #[arg(long, value_name = "DIR")]
+        conflicts: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -36,55 +47,107 @@ pub enum Etc {
 #[derive(Debug, Args)]
 pub struct Trees {
     /// The booted image's own /etc
-    #[arg(long)]
+    #[arg(id = "pristine-tree", long = "pristine", value_name = "DIR")]
     pristine: PathBuf,
     /// The live /etc
-    #[arg(long)]
+    #[arg(long, value_name = "DIR")]
     current: PathBuf,
     /// The staged deployment's /etc
-    #[arg(long)]
+    #[arg(long, value_name = "DIR")]
     new: PathBuf,
+    /// Policies and rules
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
-impl Etc {
-    /// Does what was asked, and writes what there is to say to `out`.
+/// How a plan is printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Form {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show what becomes of the content of text files
+    #[arg(long)]
+    pub content: bool,
+}
+
+impl Form {
+    /// Prints the plan of `merge`.
     ///
     /// # Errors
     ///
-    /// Those of reading the trees and of writing the output, which then is not left behind.
-    pub fn run(self, out: &mut dyn Write) -> Result<()> {
-        let (Etc::Plan { trees, .. } | Etc::Merge { trees, .. }) = &self;
-        let [pristine, current, new] = [open(&trees.pristine)?, open(&trees.current)?, open(&trees.new)?];
-        let fd = std::os::fd::AsFd::as_fd;
-        let merge = Merge::plan(Sources { pristine: Some(fd(&pristine)), current: fd(&current), new: fd(&new) })?;
-        match self {
-            Etc::Plan { json: true, .. } => writeln!(out, "{:#}", merge.plan.to_json())?,
-            Etc::Plan { .. } => writeln!(out, "{}", merge.plan)?,
-            Etc::Merge { output, .. } => {
-                write_merged(&merge, &output)?;
-                writeln!(out, "{}", merge.plan)?;
+    /// Those of reading files and of writing.
+    pub fn print(self, merge: &Merge<'_>, out: &mut dyn Write) -> Result<()> {
+        if self.json {
+            let mut plan = merge.plan.to_json();
+            if self.content {
+                plan["content"] = serde_json::to_value(diff::all(merge)?)?;
+            }
+            return Ok(writeln!(out, "{plan:#}")?);
+        }
+        if self.content {
+            for (path, text) in diff::all(merge)? {
+                writeln!(out, "--- /etc/{path}, the image's\n+++ /etc/{path}, merged\n{text}")?;
             }
         }
+        merge.plan.print(out, std::io::IsTerminal::is_terminal(&std::io::stdout()).into())?;
         Ok(())
     }
 }
 
-fn open(path: &Path) -> Result<Dir> {
-    Dir::open_ambient_dir(path, ambient_authority()).with_context(|| format!("opening {}", path.display()))
+impl Etc {
+    /// Does it.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the trees and of writing the output, which then is not left behind.
+    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
+        let (Self::Plan { trees, .. } | Self::Merge { trees, .. }) = &self;
+        let [pristine, current, new] = [open(&trees.pristine)?, open(&trees.current)?, open(&trees.new)?];
+        let config = trees.config.as_ref().map(|file| Config::from_file(file)).transpose()?;
+        let (config, warnings) = config.unwrap_or_default();
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        let sources = Sources { pristine: Some(pristine.as_fd()), current: current.as_fd(), new: new.as_fd() };
+        let merge = Merge::plan(sources, &config.policy)?;
+        let refused = !merge.plan.refused.is_empty();
+        match self {
+            Self::Plan { form, .. } => form.print(&merge, out)?,
+            Self::Merge { output, conflicts, json, .. } => {
+                if !refused {
+                    write_merged(&merge, &output, conflicts)?;
+                }
+                Form { json, content: false }.print(&merge, out)?;
+            }
+        }
+        Ok(if refused { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    }
 }
 
-fn write_merged(merge: &Merge<'_>, output: &Path) -> Result<()> {
-    let name = output.file_name().and_then(|name| name.to_str());
-    let name = name.with_context(|| format!("{} does not end in a UTF-8 name", output.display()))?;
-    let parent = open(output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    let conflicts = format!("{name}.conflicts");
-    for taken in [name, &conflicts] {
-        ensure!(parent.symlink_metadata(taken).is_err(), "{taken} exists beside {}: remove it", output.display());
+fn write_merged(merge: &Merge<'_>, output: &Path, conflicts: Option<PathBuf>) -> Result<()> {
+    let default = || {
+        let mut name = output.as_os_str().to_owned();
+        name.push(".conflicts");
+        PathBuf::from(name)
+    };
+    let (parent, name) = split(output)?;
+    let (aside, aside_name) = split(&conflicts.unwrap_or_else(default))?;
+    for (dir, name) in [(&parent, &name), (&aside, &aside_name)] {
+        ensure!(dir.symlink_metadata(name).is_err(), "{name} exists beside {}: remove it", output.display());
     }
-    let written = merge.write(&parent, name, &conflicts);
+    let written = merge.write_to((&parent, &name), (&aside, &aside_name));
     if written.is_err() {
-        _ = parent.remove_dir_all(name);
-        _ = parent.remove_dir_all(&conflicts);
+        _ = parent.remove_dir_all(&name);
+        _ = aside.remove_dir_all(&aside_name);
     }
     written.map(drop)
+}
+
+/// The directory that holds `path`, and its name there.
+fn split(path: &Path) -> Result<(Dir, String)> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.with_context(|| format!("{} does not end in a UTF-8 name", path.display()))?;
+    let parent = open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    Ok((parent, name.to_owned()))
 }

@@ -4,6 +4,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
 
+use super::etc::Form;
 use crate::{
     finalize,
     host::{Ambient, Host},
@@ -35,14 +36,11 @@ pub fn staged(ambient: &Ambient, json: bool, out: &mut dyn Write) -> Result<Exit
 /// # Errors
 ///
 /// Those of reading.
-pub fn plan(host: &Host, json: bool, out: &mut dyn Write) -> Result<()> {
+pub fn plan(host: &Host, form: Form, out: &mut dyn Write) -> Result<()> {
     let Some(marker) = host.marker()? else {
         return Ok(writeln!(out, "nothing is staged")?);
     };
-    preview(host, &marker, &mut |plan| match json {
-        true => Ok(writeln!(out, "{:#}", plan.to_json())?),
-        false => Ok(writeln!(out, "{plan}")?),
-    })
+    preview(host, &marker, &mut |merge| form.print(merge, out))
 }
 
 /// Prints the state of the machine.

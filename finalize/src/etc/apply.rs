@@ -71,6 +71,27 @@ pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, (RelP
     Ok(writer.done)
 }
 
+/// Copies the local nodes that are kept beside the image's into the merged tree.
+///
+/// # Errors
+///
+/// As [`apply`].
+pub fn put_beside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, (RelPath, io::Error)> {
+    let mut writer = Writer::new(roots).map_err(|error| (RelPath::default(), error))?;
+    for (from, to) in &plan.beside {
+        let renamed =
+            |path: &RelPath| RelPath::from_bytes([to.as_bytes(), &path.as_bytes()[from.as_bytes().len()..]].concat());
+        let nodes: Vec<_> = current.nodes.iter().filter(|(path, _)| *path == from || path.is_below(from)).collect();
+        for (path, node) in &nodes {
+            writer.copy_current(path, &renamed(path), node).map_err(|error| ((*path).clone(), error))?;
+        }
+        for (path, node) in nodes.iter().rev().filter(|(_, node)| node.is_dir()) {
+            writer.finish_dir(&renamed(path), node).map_err(|error| ((*path).clone(), error))?;
+        }
+    }
+    Ok(writer.done)
+}
+
 /// Copies the local nodes that have no place in the merged tree into `roots.output`, with all below and the
 /// directories above them.
 ///
@@ -125,7 +146,7 @@ impl Writer {
         let from = self.new.parent_of(path)?;
         match sys::node::link(from, path.name(), to, path.name()) {
             Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {
-                copy(from, to, path, node).map(|copied| self.done.bytes_copied += copied.bytes)
+                copy((from, path.name()), to, path, node).map(|copied| self.done.bytes_copied += copied.bytes)
             }
             other => other,
         }
@@ -142,6 +163,11 @@ impl Writer {
 
     /// A node of the live tree, copied. One that vanished since the plan was made is left out.
     fn take_current(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
+        self.copy_current(path, path, node)
+    }
+
+    /// The same, under another path.
+    fn copy_current(&mut self, from_path: &RelPath, path: &RelPath, node: &Node) -> io::Result<()> {
         let to = self.output.parent_of(path)?;
         if node.is_dir() {
             return sys::node::mkdir(to, path.name());
@@ -152,7 +178,7 @@ impl Writer {
             let from = self.links.parent_of(first)?;
             return sys::node::link(from, first.name(), to, path.name());
         }
-        let copied = self.current.parent_of(path).and_then(|from| copy(from, to, path, node));
+        let copied = self.current.parent_of(from_path).and_then(|from| copy((from, from_path.name()), to, path, node));
         match copied {
             Ok(copied) => {
                 self.done.bytes_copied += copied.bytes;
@@ -183,24 +209,24 @@ struct Copied {
     moving: bool,
 }
 
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &RelPath, node: &Node) -> io::Result<Copied> {
+fn copy(from: (BorrowedFd<'_>, &[u8]), to: BorrowedFd<'_>, path: &RelPath, node: &Node) -> io::Result<Copied> {
     let name = path.name();
     let copied = match &node.kind {
         Kind::Link(target) => {
             sys::node::symlink(target, to, name)?;
             Copied { bytes: 0, moving: false }
         }
-        _ => copy_file(from, to, name)?,
+        _ => copy_file(from, (to, name))?,
     };
     finish(to, name, node)?;
     Ok(copied)
 }
 
 /// The bytes of a file, again where it changed meanwhile.
-fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<Copied> {
+fn copy_file(from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<Copied> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let source = File::from(openat(from, name, flags, Mode::empty())?);
-    let target = File::from(sys::node::create(to, name)?);
+    let source = File::from(openat(from.0, from.1, flags, Mode::empty())?);
+    let target = File::from(sys::node::create(to.0, to.1)?);
     let stamp = || source.metadata().map(|m| (m.ctime(), m.ctime_nsec(), m.mtime(), m.mtime_nsec(), m.len()));
     let mut bytes = 0;
     for _ in 0..TRIES {

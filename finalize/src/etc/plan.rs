@@ -3,17 +3,19 @@
 //! Deciding is pure but for one question, whether two files have the same bytes, which is asked only where everything
 //! else is equal, and of the new tree only where the live one was changed.
 
+mod print;
 mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    io,
 };
 
 use serde::Serialize;
 
 use super::{
     merge::{Reason, Shape, Sides, Take, resolve},
+    policy::{Accounts, Keep, Policy},
     tree::{Kind, Node, RelPath, Tree},
 };
 
@@ -78,6 +80,12 @@ pub struct Plan {
     pub steps: BTreeMap<RelPath, Step>,
     /// Local nodes that the merged tree has no place for: each, with all below it, is kept in `etc.conflicts`.
     pub aside: BTreeSet<RelPath>,
+    /// Local nodes that are kept beside the image's, by the path that each gets.
+    pub beside: BTreeMap<RelPath, RelPath>,
+    /// Local nodes that won a type conflict: everything below them is local.
+    kept: BTreeSet<RelPath>,
+    /// Conflicts that are set to `fail`: the merge must not be carried out.
+    pub refused: Vec<RelPath>,
     /// What is never carried: sockets, fifos, devices, lock files.
     pub skipped: Vec<RelPath>,
     /// What a person should know of account records.
@@ -105,7 +113,7 @@ pub struct Counts {
 /// # Errors
 ///
 /// The path and the error of a file that could not be read.
-pub fn plan(trees: &Trees, bytes: &mut dyn SameBytes) -> Result<Plan, (RelPath, io::Error)> {
+pub fn plan(trees: &Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Result<Plan, (RelPath, io::Error)> {
     let mut paths: BTreeSet<&RelPath> = BTreeSet::new();
     for tree in [&trees.pristine, &trees.current, &trees.new] {
         paths.extend(tree.nodes.keys());
@@ -113,29 +121,21 @@ pub fn plan(trees: &Trees, bytes: &mut dyn SameBytes) -> Result<Plan, (RelPath, 
     let changes = Changes::find(trees, &paths, bytes)?;
     let mut plan = Plan { root: root_node(trees), skipped: trees.current.skipped.clone(), ..Plan::default() };
     for path in paths {
-        if never_carried(path) {
+        if policy.ignores(path) {
             plan.skipped.push(path.clone());
             continue;
         }
-        let step = decide(&plan, trees, &changes, path);
-        if step.reason == Reason::TypeConflict && !plan.aside.iter().any(|above| path.is_below(above)) {
-            plan.aside.insert(path.clone());
-        }
+        let mut step = decide(&plan, trees, &changes, path);
+        plan.choose(policy, path, &mut step, trees);
         if step.take == Take::Current && step.node.is_some() {
             plan.keep_parents(trees, path);
         }
         plan.steps.insert(path.clone(), step);
     }
-    records::decide(&mut plan, bytes)?;
+    if policy.accounts == Accounts::Merge {
+        records::decide(&mut plan, bytes, policy)?;
+    }
     Ok(plan)
-}
-
-/// Lock files, and the stamp by which `systemd-update-done` knows that /etc is older than /usr.
-fn never_carried(path: &RelPath) -> bool {
-    matches!(
-        path.as_bytes(),
-        b".updated" | b".pwd.lock" | b"passwd.lock" | b"group.lock" | b"shadow.lock" | b"gshadow.lock"
-    )
 }
 
 fn root_node(trees: &Trees) -> Option<Node> {
@@ -223,9 +223,13 @@ fn shape(node: Option<&Node>) -> Shape {
 
 fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a RelPath) -> Step {
     let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
-    if plan.aside.iter().any(|top| path.is_below(top)) {
+    let is_below = |top: &RelPath| path.is_below(top);
+    if plan.aside.iter().any(is_below) || plan.beside.keys().any(is_below) {
         // Below a type conflict everything is the image's; what was local is set aside as a whole.
         return Step { take: Take::New, reason: Reason::Image, node: n.cloned(), content: None };
+    }
+    if plan.kept.iter().any(|top| path.is_below(top)) {
+        return Step { take: Take::Current, reason: Reason::Local, node: c.cloned(), content: None };
     }
     let parent = path.parent().and_then(|parent| plan.steps.get(&parent));
     if let Some(parent) = parent.filter(|step| !step.node.as_ref().is_some_and(Node::is_dir)) {
@@ -266,6 +270,41 @@ fn is_local_identity(path: &RelPath, current: Option<&Node>) -> bool {
 }
 
 impl Plan {
+    /// Applies what rules and policies say to the table's decision.
+    fn choose(&mut self, policy: &Policy, path: &RelPath, step: &mut Step, trees: &Trees) {
+        let under = |tops: &BTreeSet<RelPath>| tops.iter().any(|top| path.is_below(top));
+        if under(&self.aside) || under(&self.kept) || self.beside.keys().any(|top| path.is_below(top)) {
+            return;
+        }
+        let keep = match (policy.rule(path), step.reason) {
+            (Some(keep @ (Keep::Local | Keep::Image)), _) => keep,
+            (Some(keep), reason) if reason.is_conflict() => keep,
+            (None, Reason::TypeConflict) => policy.type_clash,
+            _ => return,
+        };
+        let [c, n] = [&trees.current, &trees.new].map(|tree| tree.nodes.get(path));
+        match keep {
+            Keep::Fail => self.refused.push(path.clone()),
+            Keep::Local => (step.take, step.node) = (Take::Current, c.cloned()),
+            Keep::Image | Keep::Both => (step.take, step.node) = (Take::New, n.cloned()),
+        }
+        let has_local = c.is_some() && step.reason.is_conflict();
+        match (keep, step.reason) {
+            (Keep::Local, Reason::TypeConflict) => _ = self.kept.insert(path.clone()),
+            (Keep::Both, _) if has_local => {
+                let aside = RelPath::from_bytes([path.as_bytes(), b".etc-local"].concat());
+                self.beside.insert(path.clone(), aside);
+            }
+            (Keep::Image | Keep::Fail, Reason::TypeConflict) => _ = self.aside.insert(path.clone()),
+            _ => {}
+        }
+        if step.reason == Reason::Image && step.take == Take::Current {
+            step.reason = Reason::Local;
+        } else if step.reason == Reason::Local && step.take == Take::New {
+            step.reason = Reason::Image;
+        }
+    }
+
     /// Directories that the image dropped stay for the local files in them.
     fn keep_parents(&mut self, trees: &Trees, path: &RelPath) {
         let mut above = path.parent();
@@ -297,21 +336,6 @@ impl Plan {
         }
         counts
     }
-
-    /// The plan as JSON: `schema`, `paths` (path, action, reason; those that only follow the image are counted but not
-    /// listed), `conflicts`, `skipped`, `counts`. Paths are escaped as [`RelPath`]'s `Display` does.
-    pub fn to_json(&self) -> serde_json::Value {
-        let row = |(path, step): (&RelPath, &Step)| serde_json::json!({ "path": path, "action": step.action(), "reason": step.reason });
-        let listed = |(_, step): &(&RelPath, &Step)| step.reason != Reason::Image;
-        serde_json::json!({
-            "schema": 1,
-            "paths": self.steps.iter().filter(listed).map(row).collect::<Vec<_>>(),
-            "conflicts": self.conflicts().map(|(path, _)| path).collect::<Vec<_>>(),
-            "skipped": self.skipped,
-            "notes": self.notes,
-            "counts": self.counts(),
-        })
-    }
 }
 
 impl Step {
@@ -323,30 +347,5 @@ impl Step {
             (Take::New, _) => "take",
             (Take::Current, _) => "keep",
         }
-    }
-}
-
-/// A line per path that does not just follow the image, and a summary.
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (path, step) in self.steps.iter().filter(|(_, step)| step.reason != Reason::Image) {
-            let reason = match step.reason {
-                Reason::Image | Reason::Local => "changed here",
-                Reason::Converged => "changed alike",
-                Reason::Records => "merged by record",
-                Reason::ContentConflict => "CONFLICT: changed here and in the image",
-                Reason::RemovedConflict => "CONFLICT: removed here, changed in the image",
-                Reason::TypeConflict => "CONFLICT: another type in the image; the local one goes to etc.conflicts",
-            };
-            writeln!(f, "{:6} /etc/{path}  ({reason})", step.action())?;
-        }
-        for path in &self.skipped {
-            writeln!(f, "skip   /etc/{path}  (never carried)")?;
-        }
-        for note in &self.notes {
-            writeln!(f, "note   {note}")?;
-        }
-        let Counts { image, local, converged, merged, conflicts } = self.counts();
-        write!(f, "{image} from the image, {local} local, {converged} alike, {merged} merged, {conflicts} in conflict")
     }
 }

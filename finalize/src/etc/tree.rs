@@ -14,6 +14,11 @@ impl RelPath {
         Self(bytes)
     }
 
+    /// The path with these bytes: components joined by `/`.
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes, as the kernel takes them.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -7,7 +7,7 @@ use std::{
 };
 
 use cap_std::{ambient_authority, fs::Dir};
-use finalize::etc::{Merge, Sources};
+use finalize::etc::{Merge, Sources, policy::Policy};
 
 /// Files as `path=content`, links as `path->target`, directories as `path/`.
 fn tree(root: &Path, nodes: &[&str]) {
@@ -57,7 +57,9 @@ fn check(pristine: &[&str], current: &[&str], new: &[&str], want: &[&str], aside
     tree(&root.join("n"), new);
     let open = |name: &str| Dir::open_ambient_dir(root.join(name), ambient_authority()).unwrap();
     let (p, c, n) = (open("p"), open("c"), open("n"));
-    let merge = Merge::plan(Sources { pristine: Some(p.as_fd()), current: c.as_fd(), new: n.as_fd() }).unwrap();
+    let merge =
+        Merge::plan(Sources { pristine: Some(p.as_fd()), current: c.as_fd(), new: n.as_fd() }, &Policy::default())
+            .unwrap();
     merge.write(&open("."), "m", "x").unwrap();
     for (name, want) in [("m", want), ("x", aside), ("p", pristine), ("c", current), ("n", new)] {
         let mut got = Vec::new();

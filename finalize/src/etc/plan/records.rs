@@ -6,6 +6,7 @@ use super::{Plan, SameBytes, Side};
 use crate::etc::{
     accounts::{self, File, Owners, Sides, Table},
     merge::{Reason, Take},
+    policy::Policy,
     tree::{Kind, RelPath},
 };
 
@@ -14,7 +15,7 @@ use crate::etc::{
 /// # Errors
 ///
 /// The path and the error of a file that could not be read.
-pub fn decide(plan: &mut Plan, bytes: &mut dyn SameBytes) -> Result<(), (RelPath, io::Error)> {
+pub fn decide(plan: &mut Plan, bytes: &mut dyn SameBytes, policy: &Policy) -> Result<(), (RelPath, io::Error)> {
     let (mut files, mut decided) = (BTreeMap::new(), BTreeMap::new());
     let conflict = |file: &File| step_of(plan, *file).is_some_and(|reason| reason == Reason::ContentConflict);
     if !File::ALL.iter().any(conflict) {
@@ -26,7 +27,7 @@ pub fn decide(plan: &mut Plan, bytes: &mut dyn SameBytes) -> Result<(), (RelPath
             let bytes = bytes.read(side, &path(file)).map_err(|error| (path(file), error))?;
             Ok(bytes.and_then(|bytes| Table::parse(file, &bytes)))
         };
-        if step.reason == Reason::ContentConflict {
+        if step.reason == Reason::ContentConflict && policy.rule(&path(file)).is_none() {
             let (current, new) = (table(Side::Current)?, table(Side::New)?);
             if let (Some(current), Some(new)) = (current, new) {
                 let pristine = table(Side::Pristine)?.unwrap_or_default();

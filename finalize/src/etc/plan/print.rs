@@ -1,0 +1,111 @@
+//! A plan for people, a line a path, and as JSON.
+
+use std::{fmt, io};
+
+use super::{Counts, Plan, Step};
+use crate::etc::{
+    merge::Reason,
+    tree::{Kind, RelPath},
+};
+
+/// Whether lines are coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colour {
+    /// For a terminal.
+    On,
+    /// For a file.
+    Off,
+}
+
+impl From<bool> for Colour {
+    fn from(terminal: bool) -> Self {
+        if terminal && std::env::var_os("NO_COLOR").is_none() { Self::On } else { Self::Off }
+    }
+}
+
+impl Plan {
+    /// Writes a line per path that does not just follow the image, and a summary.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn print(&self, out: &mut dyn io::Write, colour: Colour) -> io::Result<()> {
+        for (path, step) in self.steps.iter().filter(|(_, step)| step.reason != Reason::Image) {
+            let (on, off) = match (colour, step.reason) {
+                (Colour::Off, _) => ("", ""),
+                (_, reason) if reason.is_conflict() => ("\x1b[31m", "\x1b[0m"),
+                (_, Reason::Records) => ("\x1b[36m", "\x1b[0m"),
+                _ => ("\x1b[32m", "\x1b[0m"),
+            };
+            writeln!(out, "{on}{:6}{off} /etc/{path}  ({})", step.action(), self.why(path, step))?;
+        }
+        for path in &self.skipped {
+            writeln!(out, "skip   /etc/{path}  (never carried)")?;
+        }
+        for note in &self.notes {
+            writeln!(out, "note   {note}")?;
+        }
+        for path in &self.refused {
+            writeln!(out, "REFUSED for /etc/{path}: a conflict that is set to fail")?;
+        }
+        let Counts { image, local, converged, merged, conflicts } = self.counts();
+        writeln!(
+            out,
+            "{image} from the image, {local} local, {converged} alike, {merged} merged, {conflicts} in conflict"
+        )
+    }
+
+    fn why(&self, path: &RelPath, step: &Step) -> String {
+        let text = match step.reason {
+            Reason::Image => "not changed here",
+            Reason::Local => "changed here",
+            Reason::Converged => "changed alike",
+            Reason::Records => "merged by record",
+            Reason::ContentConflict => "CONFLICT: changed here and in the image",
+            Reason::RemovedConflict => "CONFLICT: removed here, changed in the image",
+            Reason::TypeConflict => "CONFLICT: another type in the image",
+        };
+        match self.beside.get(path) {
+            Some(beside) => format!("{text}; the local one is kept as /etc/{beside}"),
+            None if self.aside.contains(path) => format!("{text}; the local one goes to etc.conflicts"),
+            None => text.to_owned(),
+        }
+    }
+
+    /// The plan as JSON: `schema` (1); `paths`, each with `path`, `action` (`take` the image's, `keep` the local,
+    /// `merge`, `remove`), `reason` and `kind` (`file`, `directory`, `link`, or null where nothing is); paths that only
+    /// follow the image are counted but not listed; `conflicts`, `skipped`, `refused`, `beside`, `notes`, `counts`.
+    ///
+    /// Paths are text where they are printable UTF-8 without a backslash; in others every byte that is not printable
+    /// ASCII, and the backslash, is written `\xHH`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let row = |(path, step): (&RelPath, &Step)| {
+            let kind = step.node.as_ref().map(|node| match node.kind {
+                Kind::Dir => "directory",
+                Kind::File { .. } => "file",
+                Kind::Link(_) => "link",
+            });
+            serde_json::json!({ "path": path, "action": step.action(), "reason": step.reason, "kind": kind })
+        };
+        let listed = |(_, step): &(&RelPath, &Step)| step.reason != Reason::Image;
+        let beside = self.beside.iter().map(|(path, beside)| serde_json::json!({ "path": path, "kept_as": beside }));
+        serde_json::json!({
+            "schema": 1,
+            "paths": self.steps.iter().filter(listed).map(row).collect::<Vec<_>>(),
+            "conflicts": self.conflicts().map(|(path, _)| path).collect::<Vec<_>>(),
+            "skipped": self.skipped,
+            "refused": self.refused,
+            "beside": beside.collect::<Vec<_>>(),
+            "notes": self.notes,
+            "counts": self.counts(),
+        })
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = vec![];
+        self.print(&mut text, Colour::Off).map_err(|_| fmt::Error)?;
+        f.write_str(String::from_utf8_lossy(&text).trim_end())
+    }
+}
