@@ -16,8 +16,6 @@ use crate::host::{Access, Ambient, Host};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    #[command(flatten)]
-    ambient: Ambient,
 }
 
 #[derive(Debug, Subcommand)]
@@ -31,19 +29,28 @@ enum Command {
         /// Print the record as JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        ambient: Ambient,
     },
     /// Preview the merge of /etc into the staged deployment; write nothing
-    Plan(etc::Form),
+    Plan {
+        #[command(flatten)]
+        form: etc::Form,
+        #[command(flatten)]
+        ambient: Ambient,
+    },
     /// What is booted, what is staged, and what became of the last finalization
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        ambient: Ambient,
     },
     /// Run when the unit is started: takes up an update that a crash has interrupted
-    Arm,
+    Arm(Ambient),
     /// Run at boot: says what became of the last finalization
-    Report,
+    Report(Ambient),
     /// The merge engine on any three directories
     #[command(subcommand)]
     Etc(etc::Etc),
@@ -56,16 +63,17 @@ impl Cli {
     ///
     /// Whatever keeps it from being done; the old deployment then is what boots.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
-        let open = |access| Host::open(&self.ambient, access);
         match self.command {
-            Command::Staged { dry_run: false, json } => return report::staged(&self.ambient, json, out),
-            Command::Staged { dry_run: true, json } => {
-                report::plan(&open(Access::Read)?, etc::Form { json, content: false }, out)?;
+            Command::Staged { dry_run: false, json, ambient } => return report::staged(&ambient, json, out),
+            Command::Staged { dry_run: true, json, ambient } => {
+                report::plan(&Host::open(&ambient, Access::Read)?, etc::Form { json, content: false }, out)?;
             }
-            Command::Plan(form) => report::plan(&open(Access::Read)?, form, out)?,
-            Command::Status { json } => report::status(&open(Access::Read)?, json, out)?,
-            Command::Arm => writeln!(out, "{}", crate::arm::arm(&open(Access::Write)?)?)?,
-            Command::Report => writeln!(out, "{}", crate::arm::report(&open(Access::Write)?)?)?,
+            Command::Plan { form, ambient } => report::plan(&Host::open(&ambient, Access::Read)?, form, out)?,
+            Command::Status { json, ambient } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
+            Command::Arm(ambient) => writeln!(out, "{}", crate::arm::arm(&Host::open(&ambient, Access::Write)?)?)?,
+            Command::Report(ambient) => {
+                writeln!(out, "{}", crate::arm::report(&Host::open(&ambient, Access::Write)?)?)?
+            }
             Command::Etc(command) => return command.run(out),
         }
         Ok(ExitCode::SUCCESS)

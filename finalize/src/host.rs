@@ -31,34 +31,34 @@ use crate::{
 #[command(next_help_heading = "The machine")]
 pub struct Ambient {
     /// The physical root
-    #[arg(long, global = true, default_value = "/sysroot", value_name = "DIR")]
+    #[arg(long, default_value = "/sysroot", value_name = "DIR")]
     pub sysroot: PathBuf,
     /// The live /etc
-    #[arg(long, global = true, default_value = "/etc", value_name = "DIR")]
+    #[arg(long, default_value = "/etc", value_name = "DIR")]
     pub etc: PathBuf,
     /// Where the marker of a staged deployment is
-    #[arg(long, global = true, default_value = "/run", value_name = "DIR")]
+    #[arg(long, default_value = "/run", value_name = "DIR")]
     pub run: PathBuf,
     /// The boot directory or the mounted boot partition, for GRUB [default: found]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     pub boot: Option<PathBuf>,
     /// An ESP, mounted or as a block device; the one that booted last [default: found]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, value_name = "PATH")]
     pub esp: Vec<PathBuf>,
     /// The kernel command line [default: what / is mounted from, then /proc/cmdline]
-    #[arg(long, global = true, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
     /// The boot loader, systemd-boot or grub [default: found]
-    #[arg(long, global = true)]
+    #[arg(long)]
     pub loader: Option<Loader>,
     /// The booted image's own /etc [default: from the repository]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     pub pristine: Option<PathBuf>,
     /// The vendor's configuration
-    #[arg(long, global = true, default_value = "/usr/lib/composefs-finalize", value_name = "DIR", hide = true)]
+    #[arg(long, default_value = "/usr/lib/composefs-finalize", value_name = "DIR", hide = true)]
     pub vendor_config: PathBuf,
     /// The kernel's view of devices and firmware
-    #[arg(long, global = true, default_value = "/sys", value_name = "DIR", hide = true)]
+    #[arg(long, default_value = "/sys", value_name = "DIR", hide = true)]
     pub sys: PathBuf,
 }
 

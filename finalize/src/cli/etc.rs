@@ -47,7 +47,7 @@ pub enum Etc {
 #[derive(Debug, Args)]
 pub struct Trees {
     /// The booted image's own /etc
-    #[arg(id = "pristine-tree", long = "pristine", value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     pristine: PathBuf,
     /// The live /etc
     #[arg(long, value_name = "DIR")]

@@ -10,7 +10,7 @@ use cap_std::{ambient_authority, fs::Dir};
 use finalize::etc::{Merge, Sources, policy::Policy};
 
 /// Files as `path=content`, links as `path->target`, directories as `path/`.
-fn tree(root: &Path, nodes: &[&str]) {
+pub fn tree(root: &Path, nodes: &[&str]) {
     fs::create_dir(root).unwrap();
     for node in nodes {
         let path = |p: &str| {
@@ -28,7 +28,7 @@ fn tree(root: &Path, nodes: &[&str]) {
     }
 }
 
-fn list(root: &Path, below: &str, out: &mut Vec<String>) {
+pub fn list(root: &Path, below: &str, out: &mut Vec<String>) {
     let Ok(dir) = fs::read_dir(root.join(below)) else { return };
     for entry in dir {
         let entry = entry.unwrap();

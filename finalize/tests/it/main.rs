@@ -4,6 +4,9 @@
 
 mod boot_swap;
 mod crash;
+mod etc_laws;
 mod etc_merge;
+mod etc_policy;
+mod etc_traps;
 mod finalize;
 mod machine;

@@ -1,0 +1,170 @@
+//! The laws of the merge: over every triple of small trees, and over large random ones. In memory: the plan is pure.
+
+use std::{collections::BTreeMap, io};
+
+use finalize::etc::{
+    merge::Take,
+    plan::{Plan, SameBytes, Side, Trees, plan},
+    policy::Policy,
+    tree::{Kind, Node, RelPath, Tree},
+};
+use proptest::prelude::*;
+
+/// A tree: nodes, and what files contain.
+type Content = BTreeMap<String, (Node, u8)>;
+
+struct Bytes<'a>([&'a Content; 3]);
+
+impl Bytes<'_> {
+    fn side(&self, side: Side) -> &Content {
+        self.0[side as usize]
+    }
+}
+
+impl SameBytes for Bytes<'_> {
+    fn same_bytes(&mut self, one: Side, other: Side, path: &RelPath) -> io::Result<bool> {
+        let content = |side| self.side(side)[&path.to_string()].1;
+        Ok(content(one) == content(other))
+    }
+
+    fn read(&mut self, side: Side, path: &RelPath) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.side(side).get(&path.to_string()).map(|(_, content)| vec![*content]))
+    }
+}
+
+fn node(kind: Kind, mode: u32) -> Node {
+    Node { kind, mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), label: None, mtime: (0, 0) }
+}
+
+fn file(content: u8, mode: u32) -> (Node, u8) {
+    // No inode is shared between trees, so that bytes are what counts.
+    (node(Kind::File { size: 1, inode: (0, 0), shared: false }, mode), content)
+}
+
+fn tree(content: &Content, device: u64) -> Tree {
+    let nodes = content.iter().enumerate().map(|(number, (path, (node, _)))| {
+        let mut node = node.clone();
+        if let Kind::File { inode, .. } = &mut node.kind {
+            *inode = (device, number as u64);
+        }
+        (RelPath::from(path.as_str()), node)
+    });
+    Tree { root: Some(node(Kind::Dir, 0o755)), nodes: nodes.collect(), skipped: vec![] }
+}
+
+fn merge(p: &Content, c: &Content, n: &Content) -> (Content, Plan) {
+    let trees = Trees { pristine: tree(p, 1), current: tree(c, 2), new: tree(n, 3) };
+    let plan = plan(&trees, &mut Bytes([p, c, n]), &Policy::default()).unwrap();
+    let mut merged = Content::new();
+    for (path, step) in &plan.steps {
+        if let Some(node) = &step.node {
+            let path = path.to_string();
+            let from = if step.take == Take::New { n } else { c };
+            let content = if node.is_dir() { 0 } else { from[&path].1 };
+            let mut node = node.clone();
+            if let Kind::File { inode, .. } = &mut node.kind {
+                *inode = (0, 0);
+            }
+            merged.insert(path, (node, content));
+        }
+    }
+    (merged, plan)
+}
+
+fn check(p: &Content, c: &Content, n: &Content) {
+    assert_eq!(merge(p, p, n).0, *n, "nothing local: the image's\np {p:?}\nn {n:?}");
+    assert_eq!(merge(p, c, p).0, *c, "nothing new: the local\np {p:?}\nc {c:?}");
+    assert_eq!(merge(p, c, c).0, *c, "alike: the same\np {p:?}\nc {c:?}");
+    let (merged, plan) = merge(p, c, n);
+    assert_eq!(merge(p, c, &merged).0, merged, "a second run changes nothing\np {p:?}\nc {c:?}\nn {n:?}");
+    for path in merged.keys() {
+        let parent =
+            path.rsplit_once('/').is_none_or(|(above, _)| merged.get(above).is_some_and(|(node, _)| node.is_dir()));
+        assert!(parent, "{path} has no directory\np {p:?}\nc {c:?}\nn {n:?}");
+    }
+    for (path, local) in c.iter().filter(|(path, local)| !local.0.is_dir() && p.get(*path) != Some(local)) {
+        let aside = plan.aside.iter().any(|top| path == &top.to_string() || path.starts_with(&format!("{top}/")));
+        assert!(merged.get(path) == Some(local) || aside, "the local {path} is lost\np {p:?}\nc {c:?}\nn {n:?}");
+    }
+    for (path, new) in n.iter().filter(|(path, new)| !new.0.is_dir() && p.get(*path) != Some(new)) {
+        let untouched = c.get(path) == p.get(path) && path.split('/').count() == 1;
+        assert!(!untouched || merged.get(path) == Some(new), "the image's {path} is lost\np {p:?}\nc {c:?}\nn {n:?}");
+    }
+}
+
+/// Nothing, files, links, directories with up to two children, other modes.
+fn shapes() -> Vec<Content> {
+    let one = |node: (Node, u8)| Content::from([("x".to_owned(), node)]);
+    let link = |target: &str| (node(Kind::Link(target.into()), 0o777), 0);
+    let mut all = vec![Content::new(), one(file(1, 0o644)), one(file(2, 0o644)), one(file(1, 0o600))];
+    all.extend([one(link("a")), one(link("b"))]);
+    for mode in [0o755, 0o700] {
+        for a in 0..3 {
+            for b in 0..3 {
+                let mut dir = one((node(Kind::Dir, mode), 0));
+                for (name, content) in [("x/a", a), ("x/b", b)] {
+                    if content > 0 {
+                        dir.insert(name.to_owned(), file(content, 0o644));
+                    }
+                }
+                all.push(dir);
+            }
+        }
+    }
+    let mut deep = one((node(Kind::Dir, 0o755), 0));
+    deep.insert("x/a".to_owned(), (node(Kind::Dir, 0o755), 0));
+    all.push(deep.clone());
+    deep.insert("x/a/b".to_owned(), file(1, 0o644));
+    all.push(deep);
+    all
+}
+
+#[test]
+fn every_triple_of_small_trees_keeps_the_laws() {
+    let shapes = shapes();
+    for p in &shapes {
+        for c in &shapes {
+            for n in &shapes {
+                check(p, c, n);
+            }
+        }
+    }
+    println!("{} triples of {} shapes keep the laws", shapes.len().pow(3), shapes.len());
+    assert!(shapes.len() >= 26);
+}
+
+/// A tree of up to sixty nodes, three levels deep, over few names, so that triples have much in common.
+fn any_tree() -> impl Strategy<Value = Content> {
+    let path = proptest::collection::vec(0..4u8, 1..4);
+    let leaf = (path, 0..4u8, any::<bool>());
+    proptest::collection::vec(leaf, 0..60).prop_map(|leaves| {
+        let mut content = Content::new();
+        for (names, what, private) in leaves {
+            let names: Vec<_> = names.iter().map(|n| char::from(b'a' + n).to_string()).collect();
+            let mode = if private { 0o600 } else { 0o644 };
+            let leaf = match what {
+                0 => (node(Kind::Dir, 0o755), 0),
+                1 => (node(Kind::Link(b"t".to_vec()), 0o777), 0),
+                other => file(other, mode),
+            };
+            let parents: Vec<_> = (1..names.len()).map(|depth| names[..depth].join("/")).collect();
+            let fits = parents.iter().all(|dir| content.get(dir).is_none_or(|(node, _)| node.is_dir()));
+            if fits && !content.contains_key(&names.join("/")) {
+                for dir in parents {
+                    content.entry(dir).or_insert_with(|| (node(Kind::Dir, 0o755), 0));
+                }
+                content.insert(names.join("/"), leaf);
+            }
+        }
+        content
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_trees_keep_the_laws(p in any_tree(), c in any_tree(), n in any_tree()) {
+        check(&p, &c, &n);
+    }
+}
