@@ -7,9 +7,11 @@ use std::{
 };
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, linkat, mkdirat, openat,
-    symlinkat, utimensat,
+    AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, linkat, mkdirat,
+    openat, symlinkat, utimensat,
 };
+
+use rustix::io::Errno;
 
 use super::fault;
 
@@ -67,9 +69,31 @@ pub fn copy_bytes(from: &File, to: &File) -> io::Result<u64> {
     }
     to.set_len(0)?;
     let (mut from, mut to) = (from, to);
-    io::Seek::rewind(&mut from)?;
-    io::Seek::rewind(&mut to)?;
-    io::copy(&mut from, &mut to)
+    let mut at = 0;
+    // Only what is data: holes stay holes.
+    while let Some((start, end)) = next_data(from, at)? {
+        io::Seek::seek(&mut from, io::SeekFrom::Start(start))?;
+        io::Seek::seek(&mut to, io::SeekFrom::Start(start))?;
+        io::copy(&mut io::Read::take(from, end - start), &mut to)?;
+        at = end;
+    }
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    Ok(length)
+}
+
+/// The next stretch of data at or behind `at`; see lseek(2), `SEEK_DATA`.
+fn next_data(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Err(Errno::NXIO) => Ok(None),
+        Err(Errno::INVAL) if at > 0 => Ok(None),
+        // A file system that knows no holes: all of it is data.
+        Err(Errno::INVAL) => Ok(Some((0, file.metadata()?.len())).filter(|(_, end)| *end > 0)),
+        start => {
+            let start = start?;
+            Ok(Some((start, rustix::fs::seek(file, SeekFrom::Hole(start))?)))
+        }
+    }
 }
 
 /// These bytes into an empty file.

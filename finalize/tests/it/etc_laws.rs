@@ -86,6 +86,11 @@ fn check(p: &Content, c: &Content, n: &Content) {
         let aside = plan.aside.iter().any(|top| path == &top.to_string() || path.starts_with(&format!("{top}/")));
         assert!(merged.get(path) == Some(local) || aside, "the local {path} is lost\np {p:?}\nc {c:?}\nn {n:?}");
     }
+    for path in p.keys().filter(|path| !c.contains_key(*path)) {
+        // What was removed here stays removed, unless the image's node won a type conflict above it.
+        let aside = plan.aside.iter().any(|top| path == &top.to_string() || path.starts_with(&format!("{top}/")));
+        assert!(!merged.contains_key(path) || aside, "the removed {path} is back\np {p:?}\nc {c:?}\nn {n:?}");
+    }
     for (path, new) in n.iter().filter(|(path, new)| !new.0.is_dir() && p.get(*path) != Some(new)) {
         let untouched = c.get(path) == p.get(path) && path.split('/').count() == 1;
         assert!(!untouched || merged.get(path) == Some(new), "the image's {path} is lost\np {p:?}\nc {c:?}\nn {n:?}");
