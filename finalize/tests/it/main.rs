@@ -10,3 +10,4 @@ mod etc_policy;
 mod etc_traps;
 mod finalize;
 mod machine;
+mod tidy;
