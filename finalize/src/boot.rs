@@ -3,6 +3,7 @@
 pub mod bls;
 pub mod entries;
 pub mod esp;
+pub mod grub;
 pub mod loader;
 pub mod place;
 pub mod swap;
