@@ -1,5 +1,6 @@
 //! What the boot loader needs: its own files, kernels, and the entries of both roles.
 
+pub mod grub;
 pub mod systemd_boot;
 
 use finalize::{
@@ -8,7 +9,7 @@ use finalize::{
 };
 
 use crate::{
-    payload::Payload,
+    payload::{Boots, Payload},
     recipe::Sealing,
     tree::{Content, Meta, Node},
 };
@@ -37,18 +38,25 @@ impl Options<'_> {
     }
 }
 
-/// The Type #1 entry of `payload`, and the name of its file; kernels are below `kernels`, an absolute path within
-/// their partition.
+/// Where `payload` boots from, as an absolute path within the partition of `kernels`, and the key that names it.
+///
+/// UKIs are named by `efi`, which systemd-boot before 258 knows too; their command line is their own.
 pub fn entry(payload: &Payload, role: Role, kernels: &str, options: &Options<'_>) -> (String, Entry) {
-    let dir = format!("{kernels}/{}", layout::kernel_dir(&payload.id));
-    let entry = Entry::new([
-        ("title", payload.os.title.as_str()),
-        ("version", &payload.os.version),
-        ("linux", &format!("{dir}/vmlinuz")),
-        ("initrd", &format!("{dir}/initrd")),
-        ("options", &options.of(payload)),
-        ("sort-key", &role.sort_key(&payload.os.id)),
-    ]);
+    let sort_key = role.sort_key(&payload.os.id);
+    let (title, version) = (("title", payload.os.title.as_str()), ("version", payload.os.version.as_str()));
+    let entry = match &payload.boots {
+        Boots::Kernel(_) => {
+            let dir = format!("{kernels}/{}", layout::kernel_dir(&payload.id));
+            let (linux, initrd) = (format!("{dir}/vmlinuz"), format!("{dir}/initrd"));
+            let options = options.of(payload);
+            let boots = [("linux", linux.as_str()), ("initrd", &initrd), ("options", &options)];
+            Entry::new([title, version].into_iter().chain(boots).chain([("sort-key", sort_key.as_str())]))
+        }
+        Boots::Uki(_) => {
+            let uki = format!("/{}/{}", layout::EFI_LINUX_BOOTC, layout::uki(&payload.id));
+            Entry::new([title, version, ("efi", &uki), ("sort-key", &sort_key)])
+        }
+    };
     (role.file_name(&payload.os.id, &payload.os.version), entry)
 }
 
@@ -72,15 +80,25 @@ pub fn entries(loader: &str, booted: &Payload, staged: Option<&Payload>, of: Ent
 /// Makes the entry of a deployment in a role.
 pub type EntryMaker<'a> = &'a dyn Fn(&Payload, Role) -> (String, Entry);
 
-/// The directory with the kernel and the initrd of `payload`, below `kernels`.
-pub fn kernel(payload: &Payload, kernels: &str) -> [Node; 3] {
-    let dir = format!("{kernels}/{}", layout::kernel_dir(&payload.id));
-    let file = |name: &str, from: &std::path::Path| {
-        Node::new(format!("{dir}/{name}"), Meta::root(0o644, 0), Content::File(from.to_owned()))
-    };
-    [
-        Node::new(&dir, Meta::root(0o755, 0), Content::Dir),
-        file("vmlinuz", &payload.kernel.vmlinuz),
-        file("initrd", &payload.kernel.initrd),
-    ]
+/// What boots `payload`: a directory with its kernel and initrd below `kernels`, or its UKI and the addons.
+pub fn kernel(payload: &Payload, kernels: &str) -> Vec<Node> {
+    let dir = |path: &str| Node::new(path, Meta::root(0o755, 0), Content::Dir);
+    let file =
+        |path: String, from: &std::path::Path| Node::new(path, Meta::root(0o644, 0), Content::File(from.to_owned()));
+    match &payload.boots {
+        Boots::Kernel(kernel) => {
+            let at = format!("{kernels}/{}", layout::kernel_dir(&payload.id));
+            let at = at.trim_start_matches('/');
+            let (vmlinuz, initrd) = (format!("{at}/vmlinuz"), format!("{at}/initrd"));
+            vec![dir(at), file(vmlinuz, &kernel.vmlinuz), file(initrd, &kernel.initrd)]
+        }
+        Boots::Uki(uki) => {
+            let at = format!("{}/{}", layout::EFI_LINUX_BOOTC, layout::uki(&payload.id));
+            let extra = format!("{at}.extra.d");
+            let mut nodes = vec![file(at, &uki.file)];
+            nodes.extend((!uki.addons.is_empty()).then(|| dir(&extra)));
+            nodes.extend(uki.addons.iter().map(|(name, from)| file(format!("{extra}/{name}"), from)));
+            nodes
+        }
+    }
 }

@@ -3,24 +3,27 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use finalize::{boot::Loader, layout, staged::BootType};
+use finalize::{boot::Loader, layout};
 use uuid::Uuid;
 
 use crate::{
-    bootloader::{Options, systemd_boot},
+    bootloader::{Options, grub, systemd_boot},
     cmd, deploy,
     disk::{
         esp, ext4,
         layout::{OVERHEAD, Purpose, create},
     },
     payload::{Payload, Store},
-    recipe::{DiskFormat, Recipe},
+    recipe::{Boot, DiskFormat, Recipe},
     seal,
     tree::{Content, Meta, Node},
 };
 
 /// The size of the ESP in bytes.
 const ESP_SIZE: u64 = 512 << 20;
+
+/// The size of a boot partition in bytes.
+const BOOT_SIZE: u64 = 512 << 20;
 
 /// What was built.
 #[derive(Debug, serde::Serialize)]
@@ -44,10 +47,13 @@ pub fn build(recipe: &Recipe, says: &mut dyn FnMut(&str)) -> Result<Built> {
     let scratch = tempfile::Builder::new().prefix(".image-tools-").tempdir_in(beside)?;
     let store = Store::create(&scratch.path().join("composefs"))?;
     says("pulling the booted image");
-    let booted = store.pull(&recipe.image, scratch.path())?;
+    if recipe.boot == Boot::Partition && recipe.loader == Loader::SystemdBoot {
+        bail!("systemd-boot reads its entries from the ESP: a boot partition needs --bootloader grub");
+    }
+    let booted = store.pull(&recipe.image, recipe.boot_type, scratch.path())?;
     let staged = recipe.stage.as_ref().map(|source| {
         says("pulling the staged image");
-        store.pull(source, scratch.path())
+        store.pull(source, recipe.boot_type, scratch.path())
     });
     let staged = staged.transpose()?;
     if staged.as_ref().is_some_and(|staged| staged.id == booted.id) {
@@ -55,24 +61,72 @@ pub fn build(recipe: &Recipe, says: &mut dyn FnMut(&str)) -> Result<Built> {
     }
     says("sealing");
     let names = |what: &str| Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {what}", recipe.seed).as_bytes());
-    let root = names("root file system");
-    let nodes = root_nodes(recipe, &store, &booted, staged.as_ref())?;
-    let options = Options { root, sealing: recipe.sealing, more: &recipe.options };
-    let esp_nodes = match (recipe.loader, recipe.boot_type) {
-        (Loader::SystemdBoot, BootType::Bls) => systemd_boot::esp(&store, &booted, staged.as_ref(), &options)?,
-        (loader, boot_type) => bail!("{loader} with {boot_type} is not supported yet"),
+    let ids = Ids {
+        root: names("root file system"),
+        boot: names("boot file system"),
+        esp: names("esp file system").as_fields().0,
     };
+    let files = files(recipe, &store, (&booted, staged.as_ref()), &ids)?;
     says("writing the disk");
     let disk = scratch.path().join("disk");
-    let rest = recipe.size.saturating_sub(ESP_SIZE + OVERHEAD);
-    let extents = create(&disk, recipe.size, &[(Purpose::Esp, ESP_SIZE), (Purpose::Root, rest)], &names)?;
-    let [at_esp, at_root] = extents[..] else { bail!("the partition table is incomplete") };
-    let volume_id = names("esp file system").as_fields().0;
-    esp::create(&disk, at_esp, volume_id, &esp_nodes)?;
-    ext4::create(&disk, at_root, ext4::Names { uuid: root, label: "root" }, &nodes)?;
+    write(&disk, recipe, &files, (&ids, &names))?;
     says("putting it in place");
     convert(&disk, recipe)?;
-    Ok(Built { booted: booted.id, staged: staged.map(|staged| staged.id), root })
+    Ok(Built { booted: booted.id, staged: staged.map(|staged| staged.id), root: ids.root })
+}
+
+/// The identifiers of the file systems.
+struct Ids {
+    root: Uuid,
+    boot: Uuid,
+    esp: u32,
+}
+
+/// What each file system holds.
+struct Files {
+    esp: Vec<Node>,
+    /// Where boot is a partition.
+    boot: Option<Vec<Node>>,
+    root: Vec<Node>,
+}
+
+fn files(recipe: &Recipe, store: &Store, (booted, staged): (&Payload, Option<&Payload>), ids: &Ids) -> Result<Files> {
+    let mut root = root_nodes(recipe, store, booted, staged)?;
+    let options = Options { root: ids.root, sealing: recipe.sealing, more: &recipe.options };
+    if recipe.loader == Loader::SystemdBoot {
+        return Ok(Files { esp: systemd_boot::esp(store, booted, staged, &options)?, boot: None, root });
+    }
+    let (uuid, prefix) = match recipe.boot {
+        Boot::Directory => (ids.root, "/boot"),
+        Boot::Partition => (ids.boot, ""),
+    };
+    let menu = grub::Menu { booted, staged, options: &options, boot_type: recipe.boot_type };
+    let made = grub::files(store, menu, grub::BootFs { uuid, prefix, esp: ids.esp })?;
+    if recipe.boot == Boot::Partition {
+        return Ok(Files { esp: made.esp, boot: Some(made.boot), root });
+    }
+    root.extend(made.boot.into_iter().map(|node| Node { path: Path::new("boot").join(&node.path), ..node }));
+    Ok(Files { esp: made.esp, boot: None, root })
+}
+
+/// Makes the disk, partition by partition.
+fn write(disk: &Path, recipe: &Recipe, files: &Files, (ids, names): (&Ids, &dyn Fn(&str) -> Uuid)) -> Result<()> {
+    let boot = files.boot.as_ref().map(|_| (Purpose::Boot, BOOT_SIZE));
+    let rest = recipe.size.saturating_sub(ESP_SIZE + OVERHEAD + boot.map_or(0, |(_, size)| size));
+    let parts: Vec<_> =
+        [Some((Purpose::Esp, ESP_SIZE)), boot, Some((Purpose::Root, rest))].into_iter().flatten().collect();
+    let extents = create(disk, recipe.size, &parts, names)?;
+    for ((purpose, _), at) in parts.iter().zip(extents) {
+        match purpose {
+            Purpose::Esp => esp::create(disk, at, ids.esp, &files.esp)?,
+            Purpose::Boot => {
+                let nodes = files.boot.as_deref().unwrap_or_default();
+                ext4::create(disk, at, ext4::Names { uuid: ids.boot, label: "boot" }, nodes)?;
+            }
+            Purpose::Root => ext4::create(disk, at, ext4::Names { uuid: ids.root, label: "root" }, &files.root)?,
+        }
+    }
+    Ok(())
 }
 
 fn root_nodes(recipe: &Recipe, store: &Store, booted: &Payload, staged: Option<&Payload>) -> Result<Vec<Node>> {

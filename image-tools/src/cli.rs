@@ -12,7 +12,7 @@ use finalize::{boot::Loader, staged::BootType};
 use crate::{
     build,
     oci::Source,
-    recipe::{DiskFormat, Recipe, Sealing},
+    recipe::{Boot as BootPlace, DiskFormat, Recipe, Sealing},
 };
 
 /// From OCI images to bootable composefs disk images.
@@ -53,6 +53,9 @@ struct Build {
     /// bls or uki
     #[arg(long, default_value = "bls")]
     boot_type: BootType,
+    /// Make boot a partition of its own (GRUB)
+    #[arg(long)]
+    boot_partition: bool,
     /// Leave fs-verity out
     #[arg(long)]
     unsealed: bool,
@@ -98,6 +101,7 @@ impl Build {
             format: self.format,
             loader: self.bootloader,
             boot_type: self.boot_type,
+            boot: if self.boot_partition { BootPlace::Partition } else { BootPlace::Directory },
             sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
             seed: self.seed,
             size: self.size << 20,

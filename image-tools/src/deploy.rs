@@ -32,7 +32,7 @@ pub fn state(store: &Store, payload: &Payload, boot_type: BootType, mtime: u64) 
     let origin = Origin {
         image_reference: Some(format!("ostree-unverified-image:{}", payload.source)),
         boot_type,
-        boot_digest: Some(payload.kernel.digest.clone()),
+        boot_digest: Some(payload.boots.digest().to_owned()),
         manifest_digest: Some(payload.manifest.clone()),
     };
     let mut nodes = vec![

@@ -12,4 +12,5 @@ pub mod payload;
 pub mod recipe;
 pub mod seal;
 pub mod tree;
+pub mod uki;
 pub mod vm;

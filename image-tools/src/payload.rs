@@ -16,11 +16,14 @@ use composefs::{
 };
 use composefs_boot::os_release::OsReleaseInfo;
 use composefs_oci::{PullOptions, boot::generate_boot_image, oci_image::tag_image};
-use finalize::digest::DeploymentId;
+use finalize::{digest::DeploymentId, staged::BootType};
 use rustix::fs::CWD;
 use sha2::{Digest, Sha256};
 
-use crate::oci::{Layout, Source};
+use crate::{
+    oci::{Layout, Source},
+    uki::Uki,
+};
 
 /// The repository that a disk image will carry.
 #[derive(Debug)]
@@ -40,6 +43,25 @@ pub struct Kernel {
     pub initrd: PathBuf,
     /// SHA-256 over both, in hex.
     pub digest: String,
+}
+
+/// What the boot loader starts: as the image brings it.
+#[derive(Debug, Clone)]
+pub enum Boots {
+    /// A kernel and an initrd.
+    Kernel(Kernel),
+    /// Both in one, with a command line.
+    Uki(Uki),
+}
+
+impl Boots {
+    /// SHA-256 over kernel and initrd, in hex.
+    pub fn digest(&self) -> &str {
+        match self {
+            Self::Kernel(kernel) => &kernel.digest,
+            Self::Uki(uki) => &uki.digest,
+        }
+    }
 }
 
 /// What the image says of itself in os-release(5).
@@ -64,8 +86,8 @@ pub struct Payload {
     pub manifest: String,
     /// Its files.
     pub tree: FileSystem<Sha512HashValue>,
-    /// Its kernel.
-    pub kernel: Kernel,
+    /// What boots it.
+    pub boots: Boots,
     /// What it says of itself.
     pub os: Os,
 }
@@ -89,13 +111,13 @@ impl Store {
     /// # Errors
     ///
     /// When the layout is not what its digests say, or the image is not bootable: names what is missing.
-    pub fn pull(&self, source: &Source, scratch: &Path) -> Result<Payload> {
+    pub fn pull(&self, source: &Source, boot_type: BootType, scratch: &Path) -> Result<Payload> {
         let layout = Layout::open(source, scratch)?;
         layout.verify().with_context(|| format!("checking {source}"))?;
-        self.pull_verified(source, &layout).with_context(|| format!("pulling {source}"))
+        self.pull_verified(source, boot_type, &layout).with_context(|| format!("pulling {source}"))
     }
 
-    fn pull_verified(&self, source: &Source, layout: &Layout) -> Result<Payload> {
+    fn pull_verified(&self, source: &Source, boot_type: BootType, layout: &Layout) -> Result<Payload> {
         let reference = match &source.tag {
             Some(tag) => format!("oci:{}:{tag}", layout.path.display()),
             None => format!("oci:{}", layout.path.display()),
@@ -108,9 +130,13 @@ impl Store {
         let id = generate_boot_image(&self.repository, &pulled.manifest_digest, &options)?;
         let config = (&pulled.config_digest, Some(&pulled.config_verity));
         let tree = composefs_oci::image::create_filesystem(&self.repository, config.0, config.1, &options)?;
-        let kernel = self.kernel(&tree)?;
+        let id = id.to_hex().parse()?;
+        let boots = match boot_type {
+            BootType::Bls => Boots::Kernel(self.kernel(&tree)?),
+            BootType::Uki => Boots::Uki(Uki::find(self, &tree, &id)?),
+        };
         let os = self.os(&tree)?;
-        Ok(Payload { id: id.to_hex().parse()?, source: source.clone(), manifest, tree, kernel, os })
+        Ok(Payload { id, source: source.clone(), manifest, tree, boots, os })
     }
 
     fn kernel(&self, tree: &FileSystem<Sha512HashValue>) -> Result<Kernel> {
@@ -125,13 +151,9 @@ impl Store {
         let [version] = &versions[..] else {
             bail!("the image must have one kernel, {MODULES}/<version>/vmlinuz; it has {versions:?}");
         };
-        let path = |name: &str| Path::new(MODULES).join(version).join(name);
         let mut hasher = Sha256::new();
         let mut file = |name: &str| -> Result<PathBuf> {
-            let path = path(name);
-            let found = find(tree, &path)?;
-            let found = found.with_context(|| format!("the image has no {}", path.display()))?;
-            let host = self.host_file(found, name)?;
+            let host = self.file(tree, &Path::new(MODULES).join(version).join(name))?;
             std::io::copy(&mut std::fs::File::open(&host)?, &mut hasher)?;
             Ok(host)
         };
@@ -139,7 +161,18 @@ impl Store {
         Ok(Kernel { vmlinuz, initrd, digest: hex::encode(hasher.finalize()) })
     }
 
-    /// A file of the build host with the bytes of a file of the image; small ones are in the tree itself.
+    /// A file of the build host with the bytes of the image's file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// When the image has no such file.
+    pub fn file(&self, tree: &FileSystem<Sha512HashValue>, path: &Path) -> Result<PathBuf> {
+        let found = find(tree, path)?.with_context(|| format!("the image has no {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.host_file(found, &name)
+    }
+
+    /// Small files are in the tree itself.
     fn host_file(&self, file: &RegularFile<Sha512HashValue>, name: &str) -> Result<PathBuf> {
         match file {
             RegularFile::External(id, _) | RegularFile::ExternalNoVerity(id, _) => Ok(self.object(id)),

@@ -21,6 +21,8 @@ pub struct Recipe {
     pub loader: Loader,
     /// What is booted.
     pub boot_type: BootType,
+    /// Where GRUB's files are.
+    pub boot: Boot,
     /// Whether files must be verified.
     pub sealing: Sealing,
     /// What all identifiers are made from; the same inputs and seed make the same bytes.
@@ -29,6 +31,15 @@ pub struct Recipe {
     pub size: u64,
     /// More words for the kernel command line.
     pub options: Vec<String>,
+}
+
+/// Where boot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// A directory of the root file system.
+    Directory,
+    /// A partition of its own, ext4.
+    Partition,
 }
 
 /// The format of a disk image.

@@ -23,7 +23,8 @@ pub fn esp(store: &Store, booted: &Payload, staged: Option<&Payload>, options: &
         loader.with_context(|| format!("{} has no {LOADER}: install systemd-boot-efi in it", booted.source))?;
     let dir = |path: &str| Node::new(path, Meta::root(0o755, 0), Content::Dir);
     let file = |path: &str, bytes: &[u8]| Node::new(path, Meta::root(0o644, 0), Content::Bytes(bytes.to_vec()));
-    let mut nodes: Vec<_> = ["EFI", "EFI/BOOT", "EFI/systemd", layout::EFI_LINUX, layout::LOADER].map(dir).into();
+    let mut nodes: Vec<_> =
+        ["EFI", "EFI/BOOT", "EFI/systemd", layout::EFI_LINUX, layout::EFI_LINUX_BOOTC, layout::LOADER].map(dir).into();
     nodes.push(file("EFI/BOOT/BOOTX64.EFI", &loader));
     nodes.push(file("EFI/systemd/systemd-bootx64.efi", &loader));
     nodes.push(file("loader/loader.conf", b"timeout 1\nconsole-mode keep\n"));
