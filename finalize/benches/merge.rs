@@ -12,6 +12,7 @@ use std::{
 use cap_std::{ambient_authority, fs::Dir};
 use criterion::{BatchSize, Criterion};
 use finalize::etc::{Merge, Sources, policy::Policy};
+use nix::sys::resource::{UsageWho, getrusage};
 use sha2::{Digest, Sha256};
 
 const SIZES: [usize; 3] = [2_000, 20_000, 100_000];
@@ -76,14 +77,7 @@ fn memory(root: &Path) -> i64 {
         .spawn()
         .unwrap();
     assert!(child.wait().unwrap().success());
-    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    #[allow(unsafe_code, reason = "the libraries at hand do not tell the memory of children")]
-    // SAFETY: getrusage(2) fills in the structure, which is valid as zeros as well.
-    let usage = unsafe {
-        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
-        usage.assume_init()
-    };
-    usage.ru_maxrss / 1024
+    getrusage(UsageWho::RUSAGE_CHILDREN).unwrap().max_rss() / 1024
 }
 
 fn main() {
