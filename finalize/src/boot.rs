@@ -5,6 +5,7 @@ pub mod entries;
 pub mod esp;
 pub mod grub;
 pub mod loader;
+pub mod menu;
 pub mod place;
 pub mod swap;
 
@@ -27,6 +28,8 @@ pub struct Place {
     pub loader: Loader,
     /// How entries can be exchanged there.
     pub method: swap::Method,
+    /// GRUB's own directory where its menu of UKIs is what boots; then `root` is the ESP with the UKIs.
+    pub menu: Option<Dir>,
 }
 
 impl Place {
@@ -40,6 +43,20 @@ impl Place {
         self.root.open_dir(boot)?.open_dir(crate::layout::LOADER)
     }
 
+    /// The deployments that it boots, the first one first.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub fn deployments(&self) -> Result<Vec<DeploymentId>> {
+        if let Some(dir) = &self.menu {
+            let menu = crate::sys::file::read(dir, crate::layout::USER_CFG).context("reading grub2/user.cfg")?;
+            return Ok(menu::deployments(&menu.unwrap_or_default()).collect());
+        }
+        let live = entries::Entries::read(&self.loader_dir()?, crate::layout::ENTRIES)?.unwrap_or_default();
+        Ok(live.ordered(self.loader).into_iter().filter_map(|(_, entry)| entry.deployment()).collect())
+    }
+
     /// Where the exchange for deployment `id` stands here, with what it will boot checked. Writes nothing.
     ///
     /// # Errors
@@ -48,7 +65,7 @@ impl Place {
     pub fn probe(&self, id: &DeploymentId) -> Result<swap::Probe> {
         let probe = swap::probe(self, id)?;
         if let swap::Probe::Ready(staged) = &probe {
-            for path in staged.entry()?.files() {
+            for path in staged.boots()? {
                 let found = self.root.metadata(path.trim_start_matches('/'));
                 let found = found.with_context(|| format!("looking for {path}, which the staged entry names"))?;
                 anyhow::ensure!(found.is_file() && found.len() > 0, "{path}, which the staged entry names, is empty");

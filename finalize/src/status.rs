@@ -7,12 +7,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
-    boot::{Loader, entries::Entries, place},
+    boot::{Loader, place},
     cmdline::Verity,
     deployment::Deployment,
     digest::DeploymentId,
     host::Host,
-    layout::ENTRIES,
     record::Record,
     staged::BootType,
 };
@@ -93,9 +92,8 @@ impl Status {
 fn fallbacks(host: &Host, boot_type: BootType) -> Result<Vec<DeploymentId>> {
     let mut all = vec![];
     for place in place::find(host, boot_type)? {
-        let live = Entries::read(&place.loader_dir()?, ENTRIES)?.unwrap_or_default();
-        for (_, entry) in live.ordered(place.loader) {
-            all.extend(entry.deployment().filter(|id| *id != host.booted.id && !all.contains(id)));
+        for id in place.deployments()? {
+            all.extend(Some(id).filter(|id| *id != host.booted.id && !all.contains(id)));
         }
     }
     Ok(all)

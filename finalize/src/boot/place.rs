@@ -12,7 +12,7 @@ use cap_std::fs::Dir;
 use super::{Loader, Place, esp, swap::Method};
 use crate::{
     host::{Access, Host, dir, open, writable},
-    layout::{ENTRIES, ENTRIES_STAGED, LOADER},
+    layout::{ENTRIES, ENTRIES_STAGED, GRUB, LOADER, USER_CFG},
     staged::BootType,
     sys,
 };
@@ -54,16 +54,23 @@ pub fn loader(host: &Host) -> Result<Loader> {
 pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
     match (loader(host)?, boot_type) {
         (Loader::SystemdBoot, _) => {
-            let place = |root| Place { root, boot: "", loader: Loader::SystemdBoot, method: Method::OneByOne };
+            let place =
+                |root| Place { root, boot: "", loader: Loader::SystemdBoot, method: Method::OneByOne, menu: None };
             Ok(esps(host)?.into_iter().map(place).collect())
         }
         (Loader::Grub, BootType::Bls) => {
             let (boot, root) = boot_dir(host)?;
             let root = if boot.is_empty() { root } else { host.sysroot.try_clone()? };
             let method = if is_fat(&root)? { Method::OneByOne } else { Method::Exchange };
-            Ok(vec![Place { root, boot, loader: Loader::Grub, method }])
+            Ok(vec![Place { root, boot, loader: Loader::Grub, method, menu: None }])
         }
-        (Loader::Grub, BootType::Uki) => bail!("GRUB with UKIs is not supported yet"),
+        (Loader::Grub, BootType::Uki) => {
+            // One menu, and the ESP that booted: the UKIs of others are copies of it.
+            let root = esps(host)?.pop().context("there is no ESP for the UKIs")?;
+            let (_, boot) = boot_dir(host)?;
+            let menu = boot.open_dir(GRUB).with_context(|| format!("opening {GRUB} in the boot directory"))?;
+            Ok(vec![Place { root, boot: "", loader: Loader::Grub, method: Method::Exchange, menu: Some(menu) }])
+        }
     }
 }
 
@@ -72,7 +79,10 @@ fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
     if let Some(path) = &host.ambient.boot {
         return Ok(("", opened(host, path)?));
     }
-    let has_entries = |dir: &Dir| [ENTRIES_STAGED, ENTRIES].iter().any(|name| dir.is_dir(format!("{LOADER}/{name}")));
+    let has_entries = |dir: &Dir| {
+        let entries = [ENTRIES_STAGED, ENTRIES].iter().any(|name| dir.is_dir(format!("{LOADER}/{name}")));
+        entries || dir.is_file(format!("{GRUB}/{USER_CFG}"))
+    };
     let own = host.sysroot.open_dir("boot").context("opening boot of the physical root")?;
     if !has_entries(&own) {
         let mounted = Path::new("/boot");

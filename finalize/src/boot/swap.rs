@@ -18,7 +18,14 @@ use std::io;
 use anyhow::{Context, Result, bail, ensure};
 use cap_std::fs::Dir;
 
-use super::{Place, bls::Entry, entries::Entries, loader::Loader};
+use super::{
+    Place,
+    bls::Entry,
+    entries::Entries,
+    grub,
+    loader::Loader,
+    menu::{Menu, Stands},
+};
 use crate::{
     digest::DeploymentId,
     layout::{ENTRIES, ENTRIES_STAGED},
@@ -49,19 +56,26 @@ pub enum Probe {
 
 /// The next entries lie beside the live ones, written by somebody else, perhaps not yet on the disk.
 #[derive(Debug)]
-pub struct Staged(Swap);
+pub struct Staged(Both);
 
 /// They are on the disk, with the entries that are not ours carried into them.
 #[derive(Debug)]
-pub struct Synced(Swap);
+pub struct Synced(Both);
 
 /// The live place names the new deployment; a power cut may still undo it.
 #[derive(Debug)]
-pub struct Exchanged(Swap);
+pub struct Exchanged(Both);
 
 /// A power cut no longer undoes it. Only now may anything be deleted.
 #[derive(Debug)]
-pub struct Durable(Swap);
+pub struct Durable(Both);
+
+/// What is exchanged: a directory of entries, or GRUB's menu.
+#[derive(Debug)]
+enum Both {
+    Entries(Swap),
+    Menu(Menu),
+}
 
 #[derive(Debug)]
 struct Swap {
@@ -79,6 +93,14 @@ struct Swap {
 ///
 /// When neither side names `id` as the next to boot, when there are no live entries, or when they cannot be read.
 pub fn probe(place: &Place, id: &DeploymentId) -> Result<Probe> {
+    if let Some(dir) = &place.menu {
+        let (menu, stands) = Menu::probe(dir, id)?;
+        let menu = Both::Menu(menu);
+        return Ok(match stands {
+            Stands::Ready => Probe::Ready(Staged(menu)),
+            Stands::Exchanged => Probe::Exchanged(Exchanged(menu)),
+        });
+    }
     let loader = place.loader_dir().context("opening loader/ on the boot file system")?;
     let live = Entries::read(&loader, ENTRIES).context("reading loader/entries")?.unwrap_or_default();
     let next = Entries::read(&loader, ENTRIES_STAGED).context("reading loader/entries.staged")?;
@@ -87,7 +109,7 @@ pub fn probe(place: &Place, id: &DeploymentId) -> Result<Probe> {
     let first_next = next.as_ref().and_then(|n| n.first_deployment(order));
     let swap = Swap { loader, order, method: place.method, id: id.clone(), live, next: next.unwrap_or_default() };
     if first_live.as_ref() == Some(id) {
-        return Ok(Probe::Exchanged(Exchanged(swap)));
+        return Ok(Probe::Exchanged(Exchanged(Both::Entries(swap))));
     }
     ensure!(
         !swap.live.ordered(order).is_empty(),
@@ -99,7 +121,7 @@ pub fn probe(place: &Place, id: &DeploymentId) -> Result<Probe> {
     if first_next.as_ref() != Some(id) {
         tracing::info!("the staged entries do not sort the new deployment first; their names will be changed");
     }
-    Ok(Probe::Ready(Staged(swap)))
+    Ok(Probe::Ready(Staged(Both::Entries(swap))))
 }
 
 /// [`Synced`], or [`Exchanged`] by an earlier run.
@@ -140,23 +162,31 @@ impl Ready {
 }
 
 impl Staged {
-    /// The staged entry of the new deployment, for checks before the first write.
+    /// The files that the new deployment's entry boots, for checks before the first write.
     ///
     /// # Errors
     ///
     /// None that [`probe`] has not reported.
-    pub fn entry(&self) -> Result<Entry> {
-        self.0.primary()
+    pub fn boots(&self) -> Result<Vec<String>> {
+        match &self.0 {
+            Both::Entries(swap) => Ok(swap.primary()?.files().map(str::to_owned).collect()),
+            Both::Menu(menu) => Ok(menu.uki().into_iter().collect()),
+        }
     }
 
-    /// Brings the staged entries to their final form and makes them, and the kernels beside them, durable.
+    /// Brings what is staged to its final form and makes it, and the kernels beside it, durable.
     ///
     /// # Errors
     ///
-    /// Those of writing and syncing; the live entries are untouched.
+    /// Those of writing and syncing; what is live is untouched.
     pub fn sync(mut self) -> Result<Synced> {
-        self.0.prepare().context("preparing loader/entries.staged")?;
-        sys::sync::file_system(self.0.loader.open(".")?).context("syncing the boot file system")?;
+        match &mut self.0 {
+            Both::Entries(swap) => {
+                swap.prepare().context("preparing loader/entries.staged")?;
+                sys::sync::file_system(swap.loader.open(".")?).context("syncing the boot file system")?;
+            }
+            Both::Menu(menu) => menu.sync()?,
+        }
         Ok(Synced(self.0))
     }
 }
@@ -168,16 +198,9 @@ impl Synced {
     ///
     /// Those of writing; then the old deployment still boots.
     pub fn exchange(mut self) -> Result<Exchanged> {
-        match self.0.method {
-            Method::OneByOne => self.0.put_transit().context("adding the new entry to loader/entries")?,
-            Method::Exchange => match sys::rename::exchange(&self.0.loader, ENTRIES, ENTRIES_STAGED) {
-                Ok(()) => {}
-                Err(error) if unsupported(&error) => {
-                    self.0.method = Method::OneByOne;
-                    self.0.put_transit().context("adding the new entry to loader/entries")?;
-                }
-                Err(error) => return Err(error).context("exchanging loader/entries and loader/entries.staged"),
-            },
+        match &mut self.0 {
+            Both::Entries(swap) => swap.exchange()?,
+            Both::Menu(menu) => menu.exchange()?,
         }
         Ok(Exchanged(self.0))
     }
@@ -189,36 +212,59 @@ impl Exchanged {
     /// # Errors
     ///
     /// Those of syncing, and when what is read back does not name the new deployment first.
-    pub fn settle(self) -> Result<Durable> {
-        let swap = self.0;
-        sys::sync::file_system(swap.loader.open(".")?).context("syncing the exchanged entries")?;
-        sys::sync::fsync(swap.loader.open_dir(ENTRIES)?.open(".")?).context("syncing loader/entries")?;
-        sys::sync::checkpoint(&swap.loader).context("writing the boot file system's journal back")?;
-        let live = Entries::read(&swap.loader, ENTRIES).context("reading loader/entries back")?.unwrap_or_default();
-        let first = live.first_deployment(swap.order);
-        ensure!(first.as_ref() == Some(&swap.id), "after the exchange loader/entries names {first:?} first");
-        Ok(Durable(Swap { live, ..swap }))
+    pub fn settle(mut self) -> Result<Durable> {
+        match &mut self.0 {
+            Both::Entries(swap) => swap.settle()?,
+            Both::Menu(menu) => menu.settle()?,
+        }
+        Ok(Durable(self.0))
     }
 }
 
 impl Durable {
-    /// Brings the live entries to their final form and removes the old ones. Safe to stop and to run again.
+    /// Brings what is live to its final form and removes what is old. Safe to stop and to run again.
     ///
     /// # Errors
     ///
     /// Those of writing; the new deployment boots all the same.
     pub fn clean_up(self) -> Result<()> {
-        let swap = self.0;
-        let finished = swap.live.get(TRANSIT).is_none();
-        if !finished && swap.next.of_deployment(swap.order, &swap.id).is_some() {
-            swap.finish_one_by_one().context("rewriting loader/entries")?;
+        match self.0 {
+            Both::Entries(swap) => swap.clean_up(),
+            Both::Menu(menu) => menu.clean_up(),
         }
-        sys::file::remove_tree(&swap.loader, ENTRIES_STAGED).context("removing loader/entries.staged")?;
-        sys::sync::file_system(swap.loader.open(".")?).context("syncing the boot file system")
     }
 }
 
 impl Swap {
+    fn exchange(&mut self) -> Result<()> {
+        if self.method == Method::Exchange {
+            match sys::rename::exchange(&self.loader, ENTRIES, ENTRIES_STAGED) {
+                Err(error) if unsupported(&error) => self.method = Method::OneByOne,
+                other => return other.context("exchanging loader/entries and loader/entries.staged"),
+            }
+        }
+        self.put_transit().context("adding the new entry to loader/entries")
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        sys::sync::file_system(self.loader.open(".")?).context("syncing the exchanged entries")?;
+        sys::sync::fsync(self.loader.open_dir(ENTRIES)?.open(".")?).context("syncing loader/entries")?;
+        sys::sync::checkpoint(&self.loader).context("writing the boot file system's journal back")?;
+        self.live = Entries::read(&self.loader, ENTRIES).context("reading loader/entries back")?.unwrap_or_default();
+        let first = self.live.first_deployment(self.order);
+        ensure!(first.as_ref() == Some(&self.id), "after the exchange loader/entries names {first:?} first");
+        Ok(())
+    }
+
+    fn clean_up(self) -> Result<()> {
+        let finished = self.live.get(TRANSIT).is_none();
+        if !finished && self.next.of_deployment(self.order, &self.id).is_some() {
+            self.finish_one_by_one().context("rewriting loader/entries")?;
+        }
+        sys::file::remove_tree(&self.loader, ENTRIES_STAGED).context("removing loader/entries.staged")?;
+        sys::sync::file_system(self.loader.open(".")?).context("syncing the boot file system")
+    }
+
     fn primary(&self) -> Result<Entry> {
         let found = self.next.of_deployment(self.order, &self.id).map(|(_, entry)| entry);
         found.with_context(|| format!("no entry in loader/entries.staged boots {}", self.id))
@@ -246,6 +292,14 @@ impl Swap {
             put(&dir, &name, &content)?;
         }
         self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
+        // A GRUB that reads no entries has them in its own language, in the same directory.
+        if self.live.get(grub::GENERATED).is_some() || self.next.get(grub::GENERATED).is_some() {
+            let text = grub::menuentries(&self.next);
+            if self.next.get(grub::GENERATED) != Some(&text) {
+                put(&dir, grub::GENERATED, &text)?;
+                self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
+            }
+        }
         Ok(())
     }
 
@@ -255,6 +309,9 @@ impl Swap {
         let key = format!("!{}", entry.value("sort-key").unwrap_or_default());
         let live = self.loader.open_dir(ENTRIES)?;
         put(&live, TRANSIT, &entry.with("sort-key", &key).to_string())?;
+        if let Some(text) = self.next.get(grub::GENERATED) {
+            put(&live, grub::GENERATED, text)?;
+        }
         Ok(())
     }
 

@@ -33,7 +33,7 @@ fn live(root: &Path) -> BTreeMap<String, String> {
 }
 
 fn place(root: &Path, loader: Loader, method: Method) -> Place {
-    Place { root: Dir::open_ambient_dir(root, ambient_authority()).unwrap(), boot: "", loader, method }
+    Place { root: Dir::open_ambient_dir(root, ambient_authority()).unwrap(), boot: "", loader, method, menu: None }
 }
 
 fn finish(probed: Probe) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use std::{fs, process::Output};
 
 use finalize::layout;
 
-use crate::machine::{LOADERS, Machine, id};
+use crate::machine::{Machine, PATHS, id};
 
 fn stopped(machine: &Machine, how: &str, n: u64) -> Output {
     machine.command(&["staged"]).env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}")).output().unwrap()
@@ -25,11 +25,11 @@ fn assert_boots(machine: &Machine, when: &str) {
 }
 
 fn check(how: &str) {
-    for loader in LOADERS {
+    for (loader, boot_type) in PATHS {
         let mut n = 1;
         loop {
-            let machine = Machine::new(loader);
-            let when = format!("{loader} {how}:{n}");
+            let machine = Machine::booting(loader, boot_type);
+            let when = format!("{loader} {boot_type} {how}:{n}");
             let output = stopped(&machine, how, n);
             assert_boots(&machine, &when);
             let reached_end = output.status.success();
@@ -47,7 +47,7 @@ fn check(how: &str) {
             n += 1;
         }
         assert!(n > 40, "only {n} calls were counted");
-        println!("{loader}: stopped by {how} at each of {} calls, all converge", n - 1);
+        println!("{loader} {boot_type}: stopped by {how} at each of {} calls, all converge", n - 1);
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use finalize::{boot::Loader, layout};
 
-use crate::machine::{LOADERS, Machine, id};
+use crate::machine::{Machine, PATHS, id};
 
 fn record(machine: &Machine) -> serde_json::Value {
     let text = fs::read_to_string(machine.path("sysroot").join(layout::RECORD)).unwrap();
@@ -13,8 +13,8 @@ fn record(machine: &Machine) -> serde_json::Value {
 
 #[test]
 fn a_staged_deployment_is_finalized_and_a_second_run_changes_nothing() {
-    for loader in LOADERS {
-        let machine = Machine::new(loader);
+    for (loader, boot_type) in PATHS {
+        let machine = Machine::booting(loader, boot_type);
         let before = machine.etc("a");
         for _again in 0..2 {
             machine.ok(&["staged"]);

@@ -9,7 +9,16 @@ use std::{
     process::{Command, Output},
 };
 
-use finalize::{boot::Loader, digest::DeploymentId, layout};
+use finalize::{
+    boot::{
+        Loader,
+        bls::id_of_uki,
+        grub::{chainloaded, user_cfg},
+    },
+    digest::DeploymentId,
+    layout,
+    staged::BootType,
+};
 
 pub fn id(letter: &str) -> DeploymentId {
     letter.repeat(128).parse().unwrap()
@@ -18,22 +27,47 @@ pub fn id(letter: &str) -> DeploymentId {
 pub struct Machine {
     dir: tempfile::TempDir,
     pub loader: Loader,
+    pub boot_type: BootType,
 }
 
-pub const LOADERS: [Loader; 2] = [Loader::SystemdBoot, Loader::Grub];
+/// The four boot paths.
+pub const PATHS: [(Loader, BootType); 4] = [
+    (Loader::SystemdBoot, BootType::Bls),
+    (Loader::SystemdBoot, BootType::Uki),
+    (Loader::Grub, BootType::Bls),
+    (Loader::Grub, BootType::Uki),
+];
+
+const RESCUE_MENU: &str = "menuentry \"rescue.conf\" {\n  linux '/rescue {'\n  chainloader /rescue.efi\n}\n";
 
 impl Machine {
     /// `a` is booted and has local changes, `b` is staged and brings others.
     pub fn new(loader: Loader) -> Self {
-        let machine = Self { dir: tempfile::tempdir().unwrap(), loader };
+        Self::booting(loader, BootType::Bls)
+    }
+
+    pub fn booting(loader: Loader, boot_type: BootType) -> Self {
+        let machine = Self { dir: tempfile::tempdir().unwrap(), loader, boot_type };
         let m = &machine;
         m.files("pristine", &[("hosts", "1"), ("motd", "1"), ("gone", "1"), ("dropped", "1"), ("d/x", "1")]);
         m.deployment("a", &[("hosts", "mine"), ("motd", "1"), ("dropped", "1"), ("d/x", "1"), ("new", "mine")]);
         m.deployment("b", &[("hosts", "1"), ("motd", "2"), ("gone", "1"), ("d/x", "1"), ("d/y", "theirs")]);
         m.files("run", &[]);
         m.stage("b");
+        if (loader, boot_type) == (Loader::Grub, BootType::Uki) {
+            let menu = |letters: &[&str]| {
+                let ids: Vec<_> = letters.iter().map(|letter| id(letter)).collect();
+                user_cfg(&ids.iter().map(|id| ("A system", id)).collect::<Vec<_>>())
+            };
+            let live = format!("{}{RESCUE_MENU}", menu(&["a"]));
+            m.files("sysroot/boot/grub2", &[("user.cfg", &live), ("user.cfg.staged", &menu(&["b", "a"]))]);
+            return machine;
+        }
         m.entries("entries", &[("a", 0)]);
         m.files(&m.in_boot("loader/entries"), &[("rescue.conf", "title rescue\nlinux /rescue\n")]);
+        if loader == Loader::Grub {
+            m.files(&m.in_boot("loader/entries"), &[("grub.cfg", "menuentry old {}\n")]);
+        }
         m.entries("entries.staged", &[("b", 0), ("a", 1)]);
         machine
     }
@@ -69,10 +103,12 @@ impl Machine {
     fn deployment(&self, letter: &str, etc: &[(&str, &str)]) {
         let state = format!("sysroot/{}", layout::deployment(&id(letter)));
         self.files(&format!("{state}/etc"), etc);
-        self.files(&state, &[(&layout::origin(&id(letter)), "[boot]\nboot_type = bls\n")]);
+        self.files(&state, &[(&layout::origin(&id(letter)), &format!("[boot]\nboot_type = {}\n", self.boot_type))]);
         self.files("sysroot/composefs/images", &[(id(letter).as_str(), "an image")]);
-        let dir = self.kernel_dir(letter);
-        self.files(&dir, &[("vmlinuz", letter), ("initrd", letter)]);
+        match self.boot_type {
+            BootType::Bls => self.files(&self.kernel_dir(letter), &[("vmlinuz", letter), ("initrd", letter)]),
+            BootType::Uki => self.files("esp/EFI/Linux/bootc", &[(&layout::uki(&id(letter)), letter)]),
+        }
     }
 
     fn kernel_dir(&self, letter: &str) -> String {
@@ -91,11 +127,13 @@ impl Machine {
         for (letter, place) in list {
             let kernel = self.kernel_dir(letter);
             let kernel = kernel.trim_start_matches("esp").trim_start_matches("sysroot");
-            let text = format!(
-                "title {letter}\nversion 1\nlinux {kernel}/vmlinuz\ninitrd {kernel}/initrd\noptions composefs={} rw\n\
-                 sort-key bootc-x-{place}\n",
-                id(letter)
-            );
+            let what = match self.boot_type {
+                BootType::Bls => {
+                    format!("linux {kernel}/vmlinuz\ninitrd {kernel}/initrd\noptions composefs={} rw\n", id(letter))
+                }
+                BootType::Uki => format!("efi /EFI/Linux/bootc/{}\n", layout::uki(&id(letter))),
+            };
+            let text = format!("title {letter}\nversion 1\n{what}sort-key bootc-x-{place}\n");
             let name = format!("bootc_x-1-{}.conf", 1 - place);
             self.files(&self.in_boot(&format!("loader/{dir}")), &[(&name, &text)]);
         }
@@ -149,6 +187,14 @@ impl Machine {
 
     /// The deployments of the live entries, in the loader's order.
     pub fn live(&self) -> Vec<String> {
+        if (self.loader, self.boot_type) == (Loader::Grub, BootType::Uki) {
+            let menu = fs::read_to_string(self.path("sysroot/boot/grub2/user.cfg")).unwrap();
+            let name = |(title, path): (String, String)| match id_of_uki(&path) {
+                Some(id) => id.as_str()[..1].to_owned(),
+                None => title,
+            };
+            return chainloaded(&menu).into_iter().map(name).collect();
+        }
         let dir = cap_std::fs::Dir::open_ambient_dir(self.boot("loader"), cap_std::ambient_authority()).unwrap();
         let entries = finalize::boot::entries::Entries::read(&dir, layout::ENTRIES).unwrap().unwrap();
         let list = entries.ordered(self.loader);
@@ -168,6 +214,11 @@ impl Machine {
         assert_eq!(ours, ["b", "a"]);
         assert!(self.live().contains(&"rescue.conf".to_owned()));
         assert!(!self.boot("loader/entries.staged").exists());
+        assert!(!self.path("sysroot/boot/grub2/user.cfg.staged").exists());
+        if let Ok(menu) = fs::read_to_string(self.path("sysroot/boot/loader/entries/grub.cfg")) {
+            let at = |letter: &str| menu.find(&format!("composefs={}", id(letter))).unwrap();
+            assert!(at("b") < at("a") && menu.contains("menuentry rescue "), "{menu}");
+        }
         assert!(!self.state("b").join("etc.merging").exists());
     }
 }
