@@ -2,6 +2,7 @@
 
 mod boot;
 mod inspect;
+mod seal;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -31,6 +32,10 @@ enum Command {
     Boot(boot::Boot),
     /// Say what is on a disk image, without mounting it
     Inspect(inspect::Inspect),
+    /// Give an image the UKI that boots it
+    Seal(seal::Seal),
+    /// Say what the deployment of an image will be called
+    Digest(seal::Digest),
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +85,8 @@ impl Cli {
         match self.command {
             Command::Boot(typed) => return typed.run(),
             Command::Inspect(typed) => return typed.run(out),
+            Command::Seal(typed) => return typed.run(out),
+            Command::Digest(typed) => return typed.run(out),
             Command::Build(typed) => {
                 let recipe = typed.recipe();
                 let bar = indicatif::ProgressBar::new_spinner();

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use finalize::{
-    boot::{Loader, entries::Entries},
+    boot::{self, Loader, entries::Entries},
     digest::DeploymentId,
     layout,
     staged::{BootType, Marker, Origin},
@@ -31,6 +31,8 @@ pub struct Disk {
     pub partitions: Vec<Partition>,
     /// The ESP.
     pub esp: Fat,
+    /// The boot partition, where there is one.
+    pub boot: Option<Ext4>,
     /// The physical root.
     pub root: Ext4,
     _scratch: Option<tempfile::TempDir>,
@@ -109,8 +111,10 @@ impl Disk {
                 .map(|partition| partition.start)
                 .with_context(|| format!("{} has no partition {name:?}", image.display()))
         };
+        let boot = partitions.iter().find(|partition| partition.name == "boot");
+        let boot = boot.map(|partition| Ext4::at(&path, partition.start));
         let (esp, root) = (Fat::at(&path, at("esp")?), Ext4::at(&path, at("root")?));
-        Ok(Self { path, partitions, esp, root, _scratch: scratch })
+        Ok(Self { path, partitions, esp, boot, root, _scratch: scratch })
     }
 
     /// What is on it.
@@ -119,7 +123,7 @@ impl Disk {
     ///
     /// When a file system cannot be read.
     pub fn report(&self) -> Result<Report> {
-        let loader = match self.root.exists("/boot/grub2/grub.cfg")? {
+        let loader = match self.grub_fs().0.exists(&self.in_boot("grub2/grub.cfg"))? {
             true => Loader::Grub,
             false => Loader::SystemdBoot,
         };
@@ -138,10 +142,20 @@ impl Disk {
         })
     }
 
+    /// The file system with GRUB's files, and where the boot directory is in it.
+    fn grub_fs(&self) -> (&Ext4, &'static str) {
+        self.boot.as_ref().map_or((&self.root, "/boot"), |boot| (boot, ""))
+    }
+
+    fn in_boot(&self, path: &str) -> String {
+        format!("{}/{path}", self.grub_fs().1)
+    }
+
     fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
+        let (grub, _) = self.grub_fs();
         let entries: Entries = match loader {
             Loader::SystemdBoot => self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect(),
-            Loader::Grub => self.root.files(&format!("/boot/{}/{dir}", layout::LOADER))?.into_iter().collect(),
+            Loader::Grub => grub.files(&self.in_boot(&format!("{}/{dir}", layout::LOADER)))?.into_iter().collect(),
         };
         let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
             file: file.to_owned(),
@@ -149,7 +163,18 @@ impl Disk {
             title: entry.value("title").map(str::to_owned),
             files: entry.files().map(str::to_owned).collect(),
         });
-        Ok(list.collect())
+        let mut list: Vec<_> = list.collect();
+        if loader == Loader::Grub {
+            let file = if dir == layout::ENTRIES { layout::USER_CFG } else { layout::USER_CFG_STAGED };
+            let text = grub.read(&self.in_boot(&format!("{}/{file}", layout::GRUB)))?.unwrap_or_default();
+            list.extend(boot::grub::chainloaded(&text).into_iter().map(|(title, uki)| BootEntry {
+                file: file.to_owned(),
+                deployment: boot::bls::id_of_uki(&uki),
+                title: Some(title),
+                files: vec![uki],
+            }));
+        }
+        Ok(list)
     }
 
     fn deployments(&self) -> Result<Vec<Deployment>> {
@@ -177,9 +202,26 @@ impl Disk {
     pub fn check(&self, report: &Report) -> Result<Vec<String>> {
         let mut wrong = self.check_boot(report)?;
         wrong.extend(self.esp.fsck()?);
-        wrong.extend(self.root.fsck()?);
+        for file_system in self.boot.iter().chain([&self.root]) {
+            wrong.extend(file_system.fsck()?);
+        }
         let images: Vec<_> = report.deployments.iter().map(|deployment| deployment.id.clone()).collect();
         wrong.extend(objects::check(&self.root, &self.path, &images)?);
+        Ok(wrong)
+    }
+
+    /// Where GRUB reads generated entries: whether they are those of the files beside them.
+    fn check_generated(&self, loader: Loader) -> Result<Vec<String>> {
+        let mut wrong = vec![];
+        let dirs =
+            [layout::ENTRIES, layout::ENTRIES_STAGED].map(|name| self.in_boot(&format!("{}/{name}", layout::LOADER)));
+        for dir in dirs.iter().filter(|_| loader == Loader::Grub) {
+            let entries: Entries = self.grub_fs().0.files(dir)?.into_iter().collect();
+            let text = entries.get(boot::grub::GENERATED);
+            if text.is_some_and(|text| text != boot::grub::menuentries(&entries)) {
+                wrong.push(format!("{dir}/{} is not made from the entries beside it", boot::grub::GENERATED));
+            }
+        }
         Ok(wrong)
     }
 
@@ -189,7 +231,7 @@ impl Disk {
     ///
     /// When a file system cannot be read at all.
     pub fn check_boot(&self, report: &Report) -> Result<Vec<String>> {
-        let mut wrong = vec![];
+        let mut wrong = self.check_generated(report.loader)?;
         if !report.entries.iter().any(|entry| entry.deployment.is_some()) {
             wrong.push("no entry in loader/entries boots a deployment".to_owned());
         }
@@ -197,7 +239,8 @@ impl Disk {
             for path in &entry.files {
                 let found = match report.loader {
                     Loader::SystemdBoot => self.esp.exists(path)?,
-                    Loader::Grub => self.root.exists(path)?,
+                    Loader::Grub if path.ends_with(".efi") => self.esp.exists(path)?,
+                    Loader::Grub => self.grub_fs().0.exists(path)?,
                 };
                 if !found && entry.deployment.is_some() {
                     wrong.push(format!("{} names {path}, which does not exist", entry.file));

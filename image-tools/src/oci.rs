@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Platform};
 use ocidir::{OciDir, OciRead as _, cap_std::fs::Dir};
 
 /// An image in an OCI layout: `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`, as containers-transports(5) has them.
@@ -66,7 +66,6 @@ impl fmt::Display for Source {
 /// An opened layout, unpacked if it was an archive.
 #[derive(Debug)]
 pub struct Layout {
-    dir: OciDir,
     /// The directory.
     pub path: PathBuf,
     /// The image that was asked for.
@@ -91,7 +90,7 @@ impl Layout {
         let dir = open().with_context(|| format!("opening the OCI layout {}", path.display()))?;
         let index = dir.read_index().with_context(|| format!("reading the index of {source}"))?;
         let manifest = choose(&index, source.tag.as_deref()).with_context(|| format!("looking into {source}"))?;
-        Ok(Self { dir, path, manifest })
+        Ok(Self { path, manifest })
     }
 
     /// Checks every blob of the image against its digest, and every path in its layers.
@@ -153,9 +152,45 @@ impl Layout {
         Ok(())
     }
 
-    /// The opened directory, for ocidir's own functions.
-    pub fn oci_dir(&self) -> &OciDir {
-        &self.dir
+    /// Makes a layout at `output` that holds this image with one more layer: the file `from` at the path `name`. The
+    /// directory at the top of `name` must be in the image already, and is left as it is there.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and writing, named.
+    pub fn with_file(&self, output: &Path, tag: &str, (name, from): (&str, &Path)) -> Result<()> {
+        let mut manifest: ImageManifest = self.json(&self.manifest)?;
+        let config = manifest.config().digest();
+        let mut config: ImageConfiguration = serde_json::from_reader(self.blob(manifest.config())?)
+            .with_context(|| format!("reading the configuration {config}"))?;
+        std::fs::create_dir(output).with_context(|| format!("creating {}", output.display()))?;
+        let made = OciDir::ensure(Dir::open_ambient_dir(output, ocidir::cap_std::ambient_authority())?)?;
+        for layer in manifest.layers() {
+            let mut blob = made.create_blob()?;
+            std::io::copy(&mut self.blob(layer)?, &mut blob)?;
+            blob.complete_verified_as(layer)?;
+        }
+        let mut tar = tar::Builder::new(made.create_uncompressed_layer()?);
+        let parents: Vec<_> = Path::new(name).ancestors().skip(1).collect();
+        // Neither the empty path nor the directory at the top.
+        for dir in parents.iter().rev().skip(2) {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o755);
+            header.set_size(0);
+            tar.append_data(&mut header, dir, std::io::empty())?;
+        }
+        let file = File::open(from).with_context(|| format!("opening {}", from.display()))?;
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(file.metadata()?.len());
+        tar.append_data(&mut header, name, file).with_context(|| format!("adding {name}"))?;
+        let layer = tar.into_inner()?.complete()?;
+        made.push_layer_with_history(&mut manifest, &mut config, layer, None);
+        let mut platform = Platform::default();
+        platform.set_architecture(config.architecture().clone()).set_os(config.os().clone());
+        made.insert_manifest_and_config(manifest, config, Some(tag), platform)?;
+        Ok(())
     }
 }
 

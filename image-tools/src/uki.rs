@@ -1,6 +1,8 @@
 //! The UKI that an image brings along: it must boot the image that it came in, or the machine would boot something that
 //! is not deployed.
 
+pub mod seal;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};

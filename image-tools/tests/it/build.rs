@@ -11,7 +11,7 @@ fn two_versions(dir: &Path) {
     write(&dir.join("two"), &two);
 }
 
-fn inspect(disk: &Path) -> (serde_json::Value, Option<i32>) {
+pub fn inspect(disk: &Path) -> (serde_json::Value, Option<i32>) {
     let output = run(&["inspect", "--json", "--check", disk.to_str().unwrap()]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));

@@ -1,0 +1,137 @@
+//! Every boot path is built as its boot loader reads it, and a UKI that boots another image is refused.
+
+use std::path::Path;
+
+use crate::{
+    build::inspect,
+    layout::{build, run, system, write},
+};
+
+const GRUB: &str = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi";
+
+/// The system in a version, with GRUB.
+fn version(version: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files = system();
+    let os_release = format!("ID=test\nVERSION_ID={version}\nPRETTY_NAME=\"A test\"\n");
+    files.retain(|(path, _)| path != "usr/lib/os-release");
+    files.push(("usr/lib/os-release".to_owned(), os_release.into_bytes()));
+    files.push((GRUB.to_owned(), b"MZ not really".to_vec()));
+    files
+}
+
+/// A PE file with the sections of a UKI (Microsoft's PE format), and nothing else.
+fn uki(command_line: &str) -> Vec<u8> {
+    let sections = [(".cmdline", command_line.as_bytes()), (".linux", b"a kernel"), (".initrd", b"an initramfs")];
+    let mut file = vec![0; 0x40];
+    file[..2].copy_from_slice(b"MZ");
+    file[0x3c] = 0x40;
+    file.extend(b"PE\0\0\x64\x86\x03\0");
+    file.extend([0; 16]);
+    let mut at = file.len() + 40 * sections.len();
+    for (name, data) in sections {
+        let mut header = [0; 40];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        for (offset, value) in [(8, data.len()), (16, data.len()), (20, at)] {
+            header[offset..offset + 4].copy_from_slice(&u32::try_from(value).unwrap().to_le_bytes());
+        }
+        file.extend(header);
+        at += data.len();
+    }
+    sections.iter().for_each(|(_, data)| file.extend(*data));
+    file
+}
+
+fn digest(dir: &Path) -> String {
+    let output = run(&["digest", &format!("oci:{}", dir.display())]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Writes the layout of a system with a UKI and an addon that name the system's own digest.
+fn write_with_uki(dir: &Path, mut files: Vec<(String, Vec<u8>)>) {
+    write(dir, &files);
+    let id = digest(dir);
+    std::fs::remove_dir_all(dir).unwrap();
+    files.push(("boot/EFI/Linux/test.efi".to_owned(), uki(&format!("composefs={id} rw"))));
+    files.push(("boot/EFI/Linux/test.efi.extra.d/a.addon.efi".to_owned(), b"MZ addon".to_vec()));
+    write(dir, &files);
+    assert_eq!(digest(dir), id, "the digest covers /boot");
+}
+
+#[test]
+fn every_boot_path_is_whole_and_the_new_version_is_first_even_when_it_is_older() {
+    let grub_partition = &["--bootloader", "grub", "--boot-partition"][..];
+    let cases = [
+        (&["--bootloader", "systemd-boot", "--boot-type", "uki"][..], 2),
+        (&["--bootloader", "grub"], 2),
+        (grub_partition, 3),
+        (&["--bootloader", "grub", "--boot-type", "uki"], 2),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    write_with_uki(&one, version("2.10"));
+    write_with_uki(&two, version("2.9"));
+    let (booted, staged) = (digest(&one), digest(&two));
+    for (options, partitions) in cases {
+        let disk = dir.path().join("disk");
+        let size = ["--size", "1600"];
+        let output = build(&one, Some(&two), &disk, &[options, &size].concat());
+        assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let (report, code) = inspect(&disk);
+        assert_eq!((&report["wrong"], code), (&serde_json::json!([]), Some(0)), "{options:?}");
+        assert_eq!(report["partitions"].as_array().unwrap().len(), partitions, "{options:?}");
+        assert_eq!(report["loader"], options[1]);
+        let ids = |list: &str| {
+            let list = report[list].as_array().unwrap().iter();
+            list.map(|entry| entry["deployment"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("entries"), std::slice::from_ref(&booted), "{options:?}");
+        assert_eq!(ids("staged_entries"), [staged.clone(), booted.clone()], "{options:?}");
+    }
+}
+
+#[test]
+fn a_uki_of_another_image_is_refused_with_both_digests() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = dir.path().join("layout");
+    let mut files = version("1");
+    let other = "ab".repeat(64);
+    files.push(("boot/EFI/Linux/test.efi".to_owned(), uki(&format!("composefs={other}"))));
+    write(&layout, &files);
+    let id = digest(&layout);
+    let refused = |want: &[&str], options: &[&str]| {
+        let output = build(&layout, None, &dir.path().join("disk"), options);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        want.iter().for_each(|want| assert!(message.contains(want), "{want:?} is not in: {message}"));
+        assert!(!dir.path().join("disk").exists());
+    };
+    refused(&["test.efi", &other, &id], &["--boot-type", "uki"]);
+    refused(&["a boot partition needs --bootloader grub"], &["--boot-partition"]);
+    std::fs::remove_dir_all(&layout).unwrap();
+    write(&layout, &system());
+    refused(&["one UKI", "boot/EFI/Linux"], &["--boot-type", "uki"]);
+    refused(&[GRUB, "install GRUB"], &["--bootloader", "grub"]);
+}
+
+#[test]
+fn sealing_leaves_nothing_behind_when_it_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = dir.path().join("layout");
+    let mut files = system();
+    files.push(("usr/lib/systemd/boot/efi/linuxx64.efi.stub".to_owned(), b"MZ not really".to_vec()));
+    write(&layout, &files);
+    let (image, output) = (format!("oci:{}", layout.display()), dir.path().join("sealed"));
+    let output_text = output.to_str().unwrap();
+    // `false` is a program that fails.
+    for (ukify, wanted) in [("false", "false failed"), ("/no/such/program", "is it installed?")] {
+        let made = run(&["seal", &image, "--output", output_text, "--ukify", ukify]);
+        let message = String::from_utf8(made.stderr).unwrap();
+        assert!(made.status.code() == Some(1) && message.contains(wanted), "{message}");
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["layout"]);
+    }
+    std::fs::create_dir(&output).unwrap();
+    let made = run(&["seal", &image, "--output", output_text]);
+    assert!(String::from_utf8(made.stderr).unwrap().contains("exists: remove it"));
+}
