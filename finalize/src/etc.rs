@@ -53,11 +53,17 @@ impl<'a> Merge<'a> {
         let scan = |name: &str, root: BorrowedFd<'_>| {
             scan::scan(root).map_err(|(path, error)| anyhow!(error).context(format!("reading {name} /etc/{path}")))
         };
-        let trees = Trees {
-            pristine: sources.pristine.map_or_else(|| Ok(Tree::default()), |root| scan("the pristine", root))?,
-            current: scan("the live", sources.current)?,
-            new: scan("the staged deployment's", sources.new)?,
-        };
+        // Three trees, three threads: nothing is shared, and the disk is asked once.
+        let [pristine, current, new] = std::thread::scope(|scope| {
+            let current = scope.spawn(|| scan("the live", sources.current));
+            let new = scope.spawn(|| scan("the staged deployment's", sources.new));
+            let pristine = sources.pristine.map_or_else(|| Ok(Tree::default()), |root| scan("the pristine", root));
+            let joined = |thread: std::thread::ScopedJoinHandle<'_, Result<Tree>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            [pristine, joined(current), joined(new)]
+        });
+        let trees = Trees { pristine: pristine?, current: current?, new: new? };
         let mut bytes = bytes::Files::new(&sources).context("opening the three trees")?;
         let plan = plan::plan(&trees, &mut bytes, policy).map_err(at("comparing"))?;
         Ok(Self { sources, trees, plan })
