@@ -7,6 +7,7 @@ pub mod diff;
 pub mod merge;
 pub mod plan;
 pub mod policy;
+pub mod read;
 pub mod scan;
 pub mod tree;
 
@@ -19,7 +20,7 @@ use self::{
     apply::{Applied, Roots},
     plan::{Plan, Trees},
     policy::Policy,
-    tree::{RelPath, Tree},
+    tree::RelPath,
 };
 use crate::sys;
 
@@ -50,22 +51,9 @@ impl<'a> Merge<'a> {
     ///
     /// When something cannot be read: names side and path.
     pub fn plan(sources: Sources<'a>, policy: &Policy) -> Result<Self> {
-        let scan = |name: &str, root: BorrowedFd<'_>| {
-            scan::scan(root).map_err(|(path, error)| anyhow!(error).context(format!("reading {name} /etc/{path}")))
-        };
-        // Three trees, three threads: nothing is shared, and the disk is asked once.
-        let [pristine, current, new] = std::thread::scope(|scope| {
-            let current = scope.spawn(|| scan("the live", sources.current));
-            let new = scope.spawn(|| scan("the staged deployment's", sources.new));
-            let pristine = sources.pristine.map_or_else(|| Ok(Tree::default()), |root| scan("the pristine", root));
-            let joined = |thread: std::thread::ScopedJoinHandle<'_, Result<Tree>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            [pristine, joined(current), joined(new)]
-        });
-        let trees = Trees { pristine: pristine?, current: current?, new: new? };
+        let mut trees = read::read(&sources, policy).map_err(at("reading"))?;
         let mut bytes = bytes::Files::new(&sources).context("opening the three trees")?;
-        let plan = plan::plan(&trees, &mut bytes, policy).map_err(at("comparing"))?;
+        let plan = plan::plan(&mut trees, &mut bytes, policy).map_err(at("comparing"))?;
         Ok(Self { sources, trees, plan })
     }
 

@@ -228,7 +228,7 @@ impl Progress {
         record.conflicts = plan.conflicts().map(|(path, _)| path.to_string()).collect();
         record.notes.extend(plan.notes.iter().cloned());
         record.skipped = plan.skipped.iter().map(ToString::to_string).collect();
-        record.metrics.files_processed = plan.steps.len() as u64;
+        record.metrics.files_processed = plan.steps.len() as u64 + plan.quiet.followed;
         record.metrics.merge_operations = record.metrics.files_processed - record.counts.image;
     }
 

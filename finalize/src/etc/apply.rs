@@ -7,6 +7,7 @@ use std::{
     os::{fd::BorrowedFd, unix::fs::MetadataExt},
 };
 
+use rayon::prelude::*;
 use rustix::{
     fs::{Mode, OFlags, openat},
     io::Errno,
@@ -15,7 +16,7 @@ use rustix::{
 use super::{
     merge::Take,
     plan::{Plan, Step},
-    scan::Walker,
+    scan::{self, Walker},
     tree::{Kind, Node, RelPath, Tree},
 };
 use crate::sys;
@@ -60,6 +61,10 @@ pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, (RelP
         };
         written.map_err(|error| (path.clone(), error))?;
     }
+    let leaves: Vec<_> = plan.quiet.leaves.iter().collect();
+    let copied: u64 =
+        leaves.par_iter().map(|(dir, names)| take_all(dir, names, roots)).try_reduce(|| 0, |a, b| Ok(a + b))?;
+    writer.done.bytes_copied += copied;
     for (path, step) in plan.steps.iter().rev() {
         if let Some(node) = step.node.as_ref().filter(|node| node.is_dir()) {
             writer.finish_dir(path, node).map_err(|error| (path.clone(), error))?;
@@ -69,6 +74,39 @@ pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, (RelP
         finish(roots.output, b".", root).map_err(|error| (RelPath::default(), error))?;
     }
     Ok(writer.done)
+}
+
+/// The new tree's leaves `names` of the directory `dir`; returns the bytes that had to be copied.
+fn take_all(dir: &RelPath, names: &[Box<[u8]>], roots: Roots<'_>) -> Result<u64, (RelPath, io::Error)> {
+    let here = |error: io::Error| (dir.clone(), error);
+    let mut walkers = (Walker::new(roots.new).map_err(here)?, Walker::new(roots.output).map_err(here)?);
+    let (from, to) = (walkers.0.dir(dir).map_err(here)?, walkers.1.dir(dir).map_err(here)?);
+    let mut bytes = 0;
+    for name in names {
+        let taken = take_leaf(from, to, name, || match scan::node(from, name)? {
+            scan::Found::Node(node) => Ok(node),
+            _ => Err(Errno::NOENT.into()),
+        });
+        bytes +=
+            taken.map_err(|error| (RelPath::child(Some(dir).filter(|dir| !dir.as_bytes().is_empty()), name), error))?;
+    }
+    Ok(bytes)
+}
+
+/// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot be, a copy
+/// of `node`. Returns the bytes that had to be copied.
+fn take_leaf(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &[u8],
+    node: impl FnOnce() -> io::Result<Node>,
+) -> io::Result<u64> {
+    match sys::node::link(from, name, to, name) {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {
+            copy((from, name), to, name, &node()?).map(|copied| copied.bytes)
+        }
+        other => other.map(|()| 0),
+    }
 }
 
 /// Copies the local nodes that are kept beside the image's into the merged tree.
@@ -137,19 +175,15 @@ impl Writer {
         })
     }
 
-    /// A node of the new tree: the same inode under a second name, so that nothing is copied; directories anew.
+    /// A node of the new tree: leaves as [`take_leaf`] does, directories anew.
     fn take_new(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
         let to = self.output.parent_of(path)?;
         if node.is_dir() {
             return sys::node::mkdir(to, path.name());
         }
         let from = self.new.parent_of(path)?;
-        match sys::node::link(from, path.name(), to, path.name()) {
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {
-                copy((from, path.name()), to, path, node).map(|copied| self.done.bytes_copied += copied.bytes)
-            }
-            other => other,
-        }
+        self.done.bytes_copied += take_leaf(from, to, path.name(), || Ok(node.clone()))?;
+        Ok(())
     }
 
     /// A file with bytes that neither tree has.
@@ -178,7 +212,8 @@ impl Writer {
             let from = self.links.parent_of(first)?;
             return sys::node::link(from, first.name(), to, path.name());
         }
-        let copied = self.current.parent_of(from_path).and_then(|from| copy((from, from_path.name()), to, path, node));
+        let copied =
+            self.current.parent_of(from_path).and_then(|from| copy((from, from_path.name()), to, path.name(), node));
         match copied {
             Ok(copied) => {
                 self.done.bytes_copied += copied.bytes;
@@ -209,8 +244,7 @@ struct Copied {
     moving: bool,
 }
 
-fn copy(from: (BorrowedFd<'_>, &[u8]), to: BorrowedFd<'_>, path: &RelPath, node: &Node) -> io::Result<Copied> {
-    let name = path.name();
+fn copy(from: (BorrowedFd<'_>, &[u8]), to: BorrowedFd<'_>, name: &[u8], node: &Node) -> io::Result<Copied> {
     let copied = match &node.kind {
         Kind::Link(target) => {
             sys::node::symlink(target, to, name)?;

@@ -1,25 +1,31 @@
-//! Whether two files have the same bytes: read side by side, until the first difference.
+//! Whether two files have the same bytes: read side by side, until the first difference or the size that both had.
 
 use std::{
+    cell::RefCell,
     fs::File,
     io::{self, Read},
     os::fd::BorrowedFd,
 };
 
 use rustix::{
-    fs::{Mode, OFlags, openat},
+    fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, flistxattr, openat, statx},
     io::Errno,
 };
 
 use super::{
     Sources,
     plan::{SameBytes, Side},
-    scan::Walker,
+    scan::{self, Walker},
     tree::RelPath,
 };
 
+/// What opening a file without following or waiting for anything takes.
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
 /// No account file is larger.
 const LIMIT: u64 = 16 << 20;
+
+type Buffers = [[u8; 1 << 16]; 2];
 
 /// The files of the three trees.
 #[derive(Debug)]
@@ -27,7 +33,7 @@ pub struct Files {
     pristine: Option<Walker>,
     current: Walker,
     new: Walker,
-    buffers: Box<[[u8; 1 << 16]; 2]>,
+    buffers: Box<Buffers>,
 }
 
 impl Files {
@@ -54,10 +60,7 @@ impl Files {
             Side::Current => &mut self.current,
             Side::New => &mut self.new,
         };
-        let open = |dir: BorrowedFd<'_>| {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            Ok(File::from(openat(dir, path.name(), flags, Mode::empty())?))
-        };
+        let open = |dir: BorrowedFd<'_>| Ok(File::from(openat(dir, path.name(), FILE, Mode::empty())?));
         match walker.parent_of(path).and_then(open) {
             Ok(file) => Ok(Some(file)),
             Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => {
@@ -73,16 +76,8 @@ impl SameBytes for Files {
         let (Some(mut one), Some(mut other)) = (self.open(one, path)?, self.open(other, path)?) else {
             return Ok(false);
         };
-        let [a, b] = &mut *self.buffers;
-        loop {
-            let (x, y) = (fill(&mut one, a)?, fill(&mut other, b)?);
-            if a[..x] != b[..y] {
-                return Ok(false);
-            }
-            if x < a.len() {
-                return Ok(true);
-            }
-        }
+        let (size, other_size) = (one.metadata()?.len(), other.metadata()?.len());
+        Ok(size == other_size && same(&mut one, &mut other, size, &mut self.buffers)?)
     }
 
     fn read(&mut self, side: Side, path: &RelPath) -> io::Result<Option<Vec<u8>>> {
@@ -91,6 +86,59 @@ impl SameBytes for Files {
         file.take(LIMIT).read_to_end(&mut bytes)?;
         Ok(Some(bytes).filter(|bytes| bytes.len() < LIMIT as usize))
     }
+}
+
+/// Whether the regular files `name` of two directories have the same owner, mode, size and bytes, and neither has an
+/// extended attribute that counts. `false` where that is not certain.
+///
+/// # Errors
+///
+/// Those of reading; a file that vanished is not the same.
+pub fn surely_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool> {
+    let (Some((mut one, a)), Some((mut other, b))) = (open_plain(one, name)?, open_plain(other, name)?) else {
+        return Ok(false);
+    };
+    if a != b {
+        return Ok(false);
+    }
+    thread_local!(static BUFFERS: RefCell<Box<Buffers>> = RefCell::new(Box::new([[0; 1 << 16]; 2])));
+    BUFFERS.with_borrow_mut(|buffers| same(&mut one, &mut other, a.0, buffers))
+}
+
+/// What must be equal before bytes are read.
+type Stamp = (u64, u32, u32, u16);
+
+/// A regular file without an extended attribute that counts.
+fn open_plain(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<(File, Stamp)>> {
+    let file = match openat(dir, name, FILE, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        other => other?,
+    };
+    let stat = statx(&file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    let mut names = [0; 512];
+    let plain = match flistxattr(&file, &mut names) {
+        Ok(length) => !names[..length].split(|b| *b == 0).any(|name| !name.is_empty() && scan::counts(name)),
+        Err(Errno::NOTSUP) => true,
+        Err(Errno::RANGE) => false,
+        Err(error) => return Err(error.into()),
+    };
+    let regular = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
+    let stamp = (stat.stx_size, stat.stx_uid, stat.stx_gid, stat.stx_mode);
+    Ok((regular && plain).then(|| (File::from(file), stamp)))
+}
+
+/// Whether two files of `size` bytes have the same ones. Small files are most files: one read each.
+fn same(one: &mut File, other: &mut File, size: u64, [a, b]: &mut Buffers) -> io::Result<bool> {
+    let mut left = size;
+    while left > 0 {
+        let part = left.min(a.len() as u64) as usize;
+        let (x, y) = (fill(one, &mut a[..part])?, fill(other, &mut b[..part])?);
+        if x != part || a[..x] != b[..y] {
+            return Ok(false);
+        }
+        left -= part as u64;
+    }
+    Ok(true)
 }
 
 /// Reads until the buffer is full or the file ends.

@@ -56,6 +56,17 @@ pub struct Trees {
     pub current: Tree,
     /// The staged deployment's /etc.
     pub new: Tree,
+    /// What is in none of the three, because it needs no decision.
+    pub quiet: Quiet,
+}
+
+/// Leaves that nobody changed locally, in directories that the live and the new tree have: they follow the image.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Quiet {
+    /// How many there are, also those that the image dropped.
+    pub followed: u64,
+    /// The names of those that the new tree has, by directory; the root is the empty path.
+    pub leaves: BTreeMap<RelPath, Vec<Box<[u8]>>>,
 }
 
 /// One path of the merged tree.
@@ -76,8 +87,10 @@ pub struct Step {
 pub struct Plan {
     /// The root's node.
     pub root: Option<Node>,
-    /// Every path of the three trees.
+    /// Every path of the three trees that is not quiet.
     pub steps: BTreeMap<RelPath, Step>,
+    /// What follows the image without a decision.
+    pub quiet: Quiet,
     /// Local nodes that the merged tree has no place for: each, with all below it, is kept in `etc.conflicts`.
     pub aside: BTreeSet<RelPath>,
     /// Local nodes that are kept beside the image's, by the path that each gets.
@@ -113,13 +126,14 @@ pub struct Counts {
 /// # Errors
 ///
 /// The path and the error of a file that could not be read.
-pub fn plan(trees: &Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Result<Plan, (RelPath, io::Error)> {
+pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Result<Plan, (RelPath, io::Error)> {
+    let quiet = std::mem::take(&mut trees.quiet);
     let mut paths: BTreeSet<&RelPath> = BTreeSet::new();
     for tree in [&trees.pristine, &trees.current, &trees.new] {
         paths.extend(tree.nodes.keys());
     }
     let changes = Changes::find(trees, &paths, bytes)?;
-    let mut plan = Plan { root: root_node(trees), skipped: trees.current.skipped.clone(), ..Plan::default() };
+    let mut plan = Plan { root: root_node(trees), quiet, skipped: trees.current.skipped.clone(), ..Plan::default() };
     for path in paths {
         if policy.ignores(path) {
             plan.skipped.push(path.clone());
@@ -324,7 +338,7 @@ impl Plan {
 
     /// How many paths each reason decided.
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
+        let mut counts = Counts { image: self.quiet.followed, ..Counts::default() };
         for step in self.steps.values() {
             *match step.reason {
                 Reason::Image => &mut counts.image,

@@ -94,6 +94,12 @@ impl Policy {
     }
 }
 
+/// Whether a path is decided by more than the table: account files and the machine's id.
+pub fn is_special(path: &RelPath) -> bool {
+    path.as_bytes() == b"machine-id"
+        || super::accounts::File::ALL.iter().any(|file| path.as_bytes() == file.name().as_bytes())
+}
+
 fn as_path(path: &RelPath) -> &std::path::Path {
     use std::os::unix::ffi::OsStrExt;
     std::path::Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()))

@@ -1,4 +1,4 @@
-//! Reads a tree: one statx(2) a node, the extended attributes, the targets of symlinks; no file's content.
+//! Reads a node: one statx(2), the extended attributes, the target of a symlink; no file's content.
 //!
 //! Nothing is followed: every component is opened with `O_NOFOLLOW`, from its parent's descriptor. What vanishes while
 //! it is read was never there.
@@ -16,76 +16,46 @@ use rustix::{
     io::Errno,
 };
 
-use super::tree::{Kind, Node, RelPath, Tree, Xattrs};
+use super::tree::{Kind, Node, RelPath, Xattrs};
 use crate::sys;
 
 /// What opening a directory without following anything takes.
 pub const DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
-/// Reads the tree at `root`.
-///
-/// # Errors
-///
-/// The path and the error of the first node that could not be read, and had not vanished.
-pub fn scan(root: BorrowedFd<'_>) -> Result<Tree, (RelPath, io::Error)> {
-    let at_root = |error: io::Error| (RelPath::default(), error);
-    let top = openat(root, c".", DIR, Mode::empty()).map_err(|e| at_root(e.into()))?;
-    let mut tree = Tree { root: node(root, b".").map_err(at_root)?.into_node(), ..Tree::default() };
-    let mut todo: Vec<(Option<RelPath>, OwnedFd)> = vec![(None, top)];
-    while let Some((path, dir)) = todo.pop() {
-        let here = |error: io::Error| (path.clone().unwrap_or_default(), error);
-        for name in names(&dir).map_err(here)? {
-            let child = RelPath::child(path.as_ref(), &name);
-            match node(dir.as_fd(), &name).map_err(|e| (child.clone(), e))? {
-                Found::Vanished => {}
-                Found::Special => tree.skipped.push(child),
-                Found::Node(node) => {
-                    if node.is_dir() {
-                        match openat(&dir, &*name, DIR, Mode::empty()) {
-                            Ok(fd) => todo.push((Some(child.clone()), fd)),
-                            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                            Err(error) => return Err((child, error.into())),
-                        }
-                    }
-                    tree.nodes.insert(child, node);
-                }
-            }
-        }
-    }
-    tree.skipped.sort();
-    Ok(tree)
-}
-
-enum Found {
+/// What a name leads to.
+#[derive(Debug)]
+pub enum Found {
+    /// A file, a directory or a symlink.
     Node(Node),
+    /// A socket, a fifo or a device: never carried.
     Special,
+    /// Nothing (any more), or a whiteout.
     Vanished,
 }
 
-impl Found {
-    fn into_node(self) -> Option<Node> {
-        match self {
-            Self::Node(node) => Some(node),
-            _ => None,
-        }
-    }
-}
-
-fn names(dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
+/// Calls `each` with every name in `dir`, and its type as far as the file system says it here.
+///
+/// # Errors
+///
+/// Those of getdents64(2).
+pub fn entries(dir: &OwnedFd, mut each: impl FnMut(&[u8], FileType)) -> io::Result<()> {
     for entry in Stream::read_from(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
+            each(name, entry.file_type());
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 /// The node `name` of `dir`.
-fn node(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Found> {
+///
+/// # Errors
+///
+/// Those of statx(2), readlinkat(2) and llistxattr(2); that there is none is no error.
+pub fn node(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Found> {
     let stat = match statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS) {
         Err(Errno::NOENT) => return Ok(Found::Vanished),
         other => other?,
@@ -113,12 +83,17 @@ fn node(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Found> {
     }
 }
 
+const LABEL: &[u8] = b"security.selinux";
+
+/// Whether an extended attribute is part of what a node is.
+pub fn counts(name: &[u8]) -> bool {
+    let never = name == LABEL || name == b"security.ima";
+    !never && !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.")
+}
+
 fn with_xattrs(kind: Kind, stat: &Statx, mut xattrs: Xattrs) -> Node {
-    let label = xattrs.remove(&b"security.selinux"[..]);
-    let not_carried = |name: &[u8]| {
-        name == b"security.ima" || name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
-    };
-    xattrs.retain(|name, _| !not_carried(name));
+    let label = xattrs.remove(LABEL);
+    xattrs.retain(|name, _| counts(name));
     Node {
         kind,
         mode: u32::from(stat.stx_mode) & 0o7777,
@@ -154,7 +129,16 @@ impl Walker {
     /// `ENOENT`, and `ENOTDIR` or `ELOOP` when a component is no directory (any more).
     pub fn parent_of(&mut self, path: &RelPath) -> io::Result<BorrowedFd<'_>> {
         let parent = path.parent();
-        let wanted: Vec<&[u8]> = parent.as_ref().map(|p| p.components().collect()).unwrap_or_default();
+        self.dir(&parent.unwrap_or_default())
+    }
+
+    /// The directory `path`; the root when it is empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`Walker::parent_of`].
+    pub fn dir(&mut self, path: &RelPath) -> io::Result<BorrowedFd<'_>> {
+        let wanted: Vec<&[u8]> = path.components().filter(|name| !name.is_empty()).collect();
         let shared = self.open.iter().zip(&wanted).take_while(|((name, _), want)| name == *want).count();
         self.open.truncate(shared);
         for name in &wanted[shared..] {

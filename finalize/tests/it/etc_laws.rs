@@ -1,8 +1,24 @@
-//! The laws of the merge: over every triple of small trees, and over large random ones. In memory: the plan is pure.
+//! The laws of the merge: over every triple of small trees, and over large random ones. In memory, where the plan is pure;
+//! and that the merge of real files is that plan.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::{self, Permissions},
+    io,
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::{MetadataExt, PermissionsExt, symlink},
+        },
+    },
+    path::Path,
+};
 
+use cap_std::{ambient_authority, fs::Dir};
 use finalize::etc::{
+    Merge, Sources,
     merge::Take,
     plan::{Plan, SameBytes, Side, Trees, plan},
     policy::Policy,
@@ -53,8 +69,8 @@ fn tree(content: &Content, device: u64) -> Tree {
 }
 
 fn merge(p: &Content, c: &Content, n: &Content) -> (Content, Plan) {
-    let trees = Trees { pristine: tree(p, 1), current: tree(c, 2), new: tree(n, 3) };
-    let plan = plan(&trees, &mut Bytes([p, c, n]), &Policy::default()).unwrap();
+    let mut trees = Trees { pristine: tree(p, 1), current: tree(c, 2), new: tree(n, 3), ..Trees::default() };
+    let plan = plan(&mut trees, &mut Bytes([p, c, n]), &Policy::default()).unwrap();
     let mut merged = Content::new();
     for (path, step) in &plan.steps {
         if let Some(node) = &step.node {
@@ -163,6 +179,68 @@ fn any_tree() -> impl Strategy<Value = Content> {
         }
         content
     })
+}
+
+/// The same trees as files and directories.
+fn on_disk(root: &Path, content: &Content) {
+    fs::create_dir(root).unwrap();
+    for (path, (node, bytes)) in content {
+        let path = root.join(path);
+        match &node.kind {
+            Kind::Dir => fs::create_dir(&path).unwrap(),
+            Kind::Link(target) => symlink(OsStr::from_bytes(target), &path).unwrap(),
+            Kind::File { .. } => fs::write(&path, [*bytes]).unwrap(),
+        }
+        if !matches!(node.kind, Kind::Link(_)) {
+            fs::set_permissions(&path, Permissions::from_mode(node.mode)).unwrap();
+        }
+    }
+}
+
+fn from_disk(root: &Path) -> Content {
+    let mut content = Content::new();
+    for entry in walkdir::WalkDir::new(root).min_depth(1) {
+        let entry = entry.unwrap();
+        let path = entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        let mode = entry.metadata().unwrap().mode() & 0o7777;
+        let node = match entry.file_type() {
+            kind if kind.is_dir() => (node(Kind::Dir, mode), 0),
+            kind if kind.is_file() => file(fs::read(entry.path()).unwrap()[0], mode),
+            _ => (node(Kind::Link(fs::read_link(entry.path()).unwrap().into_os_string().into_vec()), 0o777), 0),
+        };
+        content.insert(path, node);
+    }
+    content
+}
+
+/// What is planned from files, where most paths are never read whole, is what is planned from values.
+fn check_on_disk(p: &Content, c: &Content, n: &Content) {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in [("p", p), ("c", c), ("n", n)] {
+        on_disk(&dir.path().join(name), content);
+    }
+    let open = |name: &str| Dir::open_ambient_dir(dir.path().join(name), ambient_authority()).unwrap();
+    let (pristine, current, new) = (open("p"), open("c"), open("n"));
+    let sources = Sources { pristine: Some(pristine.as_fd()), current: current.as_fd(), new: new.as_fd() };
+    let real = Merge::plan(sources, &Policy::default()).unwrap();
+    real.write(&open("."), "m", "x").unwrap();
+    let (wanted, plan) = merge(p, c, n);
+    let merged = from_disk(&dir.path().join("m"));
+    let names = |content: &Content| content.iter().map(|(p, (n, b))| (p.clone(), n.mode, *b)).collect::<Vec<_>>();
+    assert_eq!(names(&merged), names(&wanted), "\np {p:?}\nc {c:?}\nn {n:?}");
+    assert_eq!(real.plan.counts(), plan.counts(), "\np {p:?}\nc {c:?}\nn {n:?}");
+    assert_eq!(real.plan.to_json(), plan.to_json(), "\np {p:?}\nc {c:?}\nn {n:?}");
+    assert_eq!(from_disk(&dir.path().join("n")), *n);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_planned_from_files_is_what_is_planned_from_values(p in any_tree(), c in any_tree(), n in any_tree()) {
+        check_on_disk(&p, &c, &n);
+        check_on_disk(&p, &p, &n);
+    }
 }
 
 proptest! {

@@ -1,0 +1,212 @@
+//! Reads the three trees side by side, directory by directory, with as many threads as there are cores.
+//!
+//! Most of /etc is what nobody has touched: a leaf that is equal in the pristine and the live tree, or in neither. Such
+//! a path follows the image whatever else the trees hold, as long as its directory is one in the live tree and in the
+//! new one, and no rule names it: it is *quiet*. Of a quiet path nothing but its name is kept, and of the new tree's
+//! node nothing is read at all. Everything else becomes nodes, for [`super::plan`] to decide on.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::{
+    fs::{FileType, Mode, openat},
+    io::Errno,
+};
+
+use super::{
+    Sources, bytes,
+    plan::{Quiet, Trees},
+    policy::{Policy, is_special},
+    scan::{DIR, Found, entries, node},
+    tree::{Kind, Node, RelPath, Tree},
+};
+
+/// Reads the three trees.
+///
+/// # Errors
+///
+/// The path and the error of the first node that could not be read, and had not vanished.
+pub fn read(sources: &Sources<'_>, policy: &Policy) -> Result<Trees, (RelPath, io::Error)> {
+    let roots = [sources.pristine, Some(sources.current), Some(sources.new)];
+    let reader = Reader { policy, found: Mutex::default() };
+    let mut top = Visit { path: None, dirs: [None, None, None], ruled: false };
+    let mut trees = Trees::default();
+    for ((tree, dir), root) in trees.each().into_iter().zip(&mut top.dirs).zip(roots) {
+        let Some(root) = root else { continue };
+        let at_root = |error: io::Error| (RelPath::default(), error);
+        *dir = Some(openat(root, c".", DIR, Mode::empty()).map_err(|error| at_root(error.into()))?);
+        if let Found::Node(found) = node(root, b".").map_err(at_root)? {
+            tree.root = Some(found);
+        }
+    }
+    rayon::scope(|scope| reader.visit(scope, top));
+    let found = reader.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(failed) = found.failed {
+        return Err(failed);
+    }
+    for (tree, side) in trees.each().into_iter().zip(found.sides) {
+        tree.nodes = side.nodes.into_iter().collect();
+        tree.skipped = side.skipped;
+        tree.skipped.sort();
+    }
+    trees.quiet = found.quiet;
+    Ok(trees)
+}
+
+/// Nodes of one tree, and what is never carried.
+#[derive(Default)]
+struct Side {
+    nodes: Vec<(RelPath, Node)>,
+    skipped: Vec<RelPath>,
+}
+
+/// What the threads have found so far.
+#[derive(Default)]
+struct Everything {
+    sides: [Side; 3],
+    quiet: Quiet,
+    failed: Option<(RelPath, io::Error)>,
+}
+
+struct Reader<'a> {
+    policy: &'a Policy,
+    found: Mutex<Everything>,
+}
+
+/// A directory that is one in at least one tree.
+struct Visit {
+    path: Option<RelPath>,
+    dirs: [Option<OwnedFd>; 3],
+    /// Whether a rule names it, or a directory above it.
+    ruled: bool,
+}
+
+type Types = [Option<FileType>; 3];
+
+impl Reader<'_> {
+    fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit) {
+        let visit = Arc::new(visit);
+        match self.look(&visit) {
+            Ok(below) => {
+                for (child, ruled) in below {
+                    let above = Arc::clone(&visit);
+                    // The descriptors are opened when it is the child's turn: only those on the way down are open.
+                    scope.spawn(move |scope| match enter(&above, child, ruled) {
+                        Ok(visit) => {
+                            drop(above);
+                            self.visit(scope, visit);
+                        }
+                        Err(failed) => self.fail(failed),
+                    });
+                }
+            }
+            Err(failed) => self.fail(failed),
+        }
+    }
+
+    fn fail(&self, failed: (RelPath, io::Error)) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.failed.get_or_insert(failed);
+    }
+
+    /// Reads one directory of the three; returns the directories in it, and whether a rule names them.
+    fn look(&self, visit: &Visit) -> Result<Vec<(RelPath, bool)>, (RelPath, io::Error)> {
+        let here = || visit.path.clone().unwrap_or_default();
+        let mut all = Everything::default();
+        let (mut quiet, mut followed, mut below) = (vec![], 0, vec![]);
+        for (name, types) in names(&visit.dirs).map_err(|error| (here(), error))? {
+            let path = RelPath::child(visit.path.as_ref(), &name);
+            let ruled = visit.ruled || self.policy.rule(&path).is_some();
+            let plain = !ruled && !self.policy.ignores(&path) && !is_special(&path);
+            if plain && is_quiet(&visit.dirs, &name, types).map_err(|error| (path.clone(), error))? {
+                followed += 1;
+                if types[2].is_some() {
+                    quiet.push(name.into_boxed_slice());
+                }
+                continue;
+            }
+            let mut is_dir = false;
+            for (side, dir) in all.sides.iter_mut().zip(&visit.dirs) {
+                let Some(dir) = dir else { continue };
+                match node(dir.as_fd(), &name).map_err(|error| (path.clone(), error))? {
+                    Found::Vanished => {}
+                    Found::Special => side.skipped.push(path.clone()),
+                    Found::Node(node) => {
+                        is_dir |= node.is_dir();
+                        side.nodes.push((path.clone(), node));
+                    }
+                }
+            }
+            if is_dir {
+                below.push((path, ruled));
+            }
+        }
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        for (side, more) in found.sides.iter_mut().zip(all.sides) {
+            side.nodes.extend(more.nodes);
+            side.skipped.extend(more.skipped);
+        }
+        found.quiet.followed += followed;
+        if !quiet.is_empty() {
+            found.quiet.leaves.insert(here(), quiet);
+        }
+        Ok(below)
+    }
+}
+
+/// Opens the directory `path` wherever it is one.
+fn enter(above: &Visit, path: RelPath, ruled: bool) -> Result<Visit, (RelPath, io::Error)> {
+    let open = |dir: &Option<OwnedFd>| match dir.as_ref().map(|dir| openat(dir, path.name(), DIR, Mode::empty())) {
+        None | Some(Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => Ok(None),
+        Some(opened) => opened.map(Some).map_err(|error| (path.clone(), error.into())),
+    };
+    let [pristine, current, new] = &above.dirs;
+    let dirs = [open(pristine)?, open(current)?, open(new)?];
+    Ok(Visit { path: Some(path), dirs, ruled })
+}
+
+/// The names in the three directories, and what each is there as far as reading a directory says.
+fn names(dirs: &[Option<OwnedFd>; 3]) -> io::Result<BTreeMap<Vec<u8>, Types>> {
+    let mut names = BTreeMap::<_, Types>::new();
+    for (side, dir) in dirs.iter().enumerate() {
+        if let Some(dir) = dir {
+            entries(dir, |name, kind| names.entry(name.to_vec()).or_default()[side] = Some(kind))?;
+        }
+    }
+    Ok(names)
+}
+
+/// Whether the leaf `name` is surely equal in the pristine and the live tree, and no more than a leaf in the new one.
+fn is_quiet(dirs: &[Option<OwnedFd>; 3], name: &[u8], types: Types) -> io::Result<bool> {
+    let [pristine, Some(current), Some(_)] = dirs else { return Ok(false) };
+    if !matches!(types[2], None | Some(FileType::RegularFile | FileType::Symlink)) {
+        return Ok(false);
+    }
+    match (pristine, types[0], types[1]) {
+        (_, None, None) => Ok(true),
+        (Some(pristine), Some(FileType::RegularFile), Some(FileType::RegularFile)) => {
+            bytes::surely_same(pristine.as_fd(), current.as_fd(), name)
+        }
+        (Some(pristine), Some(FileType::Symlink), Some(FileType::Symlink)) => {
+            let link = |dir: BorrowedFd<'_>| match node(dir, name)? {
+                Found::Node(node) if matches!(node.kind, Kind::Link(_)) => Ok::<_, io::Error>(Some(node)),
+                _ => Ok(None),
+            };
+            Ok(match (link(pristine.as_fd())?, link(current.as_fd())?) {
+                (Some(one), Some(other)) => one.same_but_bytes(&other),
+                _ => false,
+            })
+        }
+        _ => Ok(false),
+    }
+}
+
+impl Trees {
+    fn each(&mut self) -> [&mut Tree; 3] {
+        [&mut self.pristine, &mut self.current, &mut self.new]
+    }
+}
