@@ -9,5 +9,6 @@ mod etc_merge;
 mod etc_policy;
 mod etc_traps;
 mod finalize;
+mod fuzz;
 mod machine;
 mod tidy;

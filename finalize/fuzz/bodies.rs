@@ -1,0 +1,97 @@
+//! What each fuzz target does with its input. The tests run the same on the seeds and on random bytes, so that a body that
+//! has gone stale is noticed.
+
+use std::{collections::BTreeMap, io};
+
+use finalize::{
+    boot::{bls::Entry, grub, menu},
+    cmdline,
+    config::Config,
+    etc::{
+        accounts::{self, File, Owners, Sides, Table},
+        plan::{SameBytes, Side, Trees, plan},
+        policy::Policy,
+        tree::{Kind, Node, RelPath},
+    },
+};
+
+/// Account files: three sides, separated by a byte that is in no text. What parses survives being written, and a merge
+/// of anything is written as something that parses.
+pub fn accounts(input: &[u8]) {
+    let mut sides = input.split(|byte| *byte == 0xff);
+    let mut next = || sides.next().unwrap_or_default();
+    let (pristine, current, new) = (next(), next(), next());
+    let mut files = BTreeMap::new();
+    for file in File::ALL {
+        let table = |bytes| Table::parse(file, bytes);
+        if let (Some(pristine), Some(current), Some(new)) = (table(pristine), table(current), table(new)) {
+            for one in [&pristine, &current, &new] {
+                assert_eq!(Table::parse(file, &one.bytes()).as_ref(), Some(one), "{file:?} does not survive");
+            }
+            files.insert(file, Sides { pristine, current, new });
+        }
+    }
+    let merged = accounts::merge(&files, &BTreeMap::new(), &Owners::default());
+    for (file, merged) in merged.tables {
+        assert!(Table::parse(file, &merged.bytes()).is_some(), "the merged {file:?} does not parse");
+    }
+}
+
+/// Everything that is read from boot file systems, the kernel and the configuration.
+pub fn boot(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let Ok(entry) = text.parse::<Entry>();
+    let Ok(again) = entry.to_string().parse::<Entry>();
+    assert_eq!(again.to_string(), entry.to_string(), "an entry does not survive");
+    _ = grub::chainloaded(&text);
+    _ = menu::deployments(&text).count();
+    _ = cmdline::words(&text).count();
+    Config::default().apply("fuzz", &text, &mut vec![]);
+}
+
+/// Bytes of files by what a tree says their inode is.
+struct Inodes(BTreeMap<(usize, RelPath), u64>);
+
+impl SameBytes for Inodes {
+    fn same_bytes(&mut self, one: Side, other: Side, path: &RelPath) -> io::Result<bool> {
+        Ok(self.0.get(&(one as usize, path.clone())) == self.0.get(&(other as usize, path.clone())))
+    }
+
+    fn read(&mut self, side: Side, path: &RelPath) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.get(&(side as usize, path.clone())).map(|number| number.to_le_bytes().to_vec()))
+    }
+}
+
+/// Three trees, three bytes a node: side and depth, names, kind. Whatever is in the plan has a directory above it.
+pub fn plan_of(input: &[u8]) {
+    let (mut trees, mut inodes) = (Trees::default(), Inodes(BTreeMap::new()));
+    for bytes in input.as_chunks::<3>().0 {
+        let side = usize::from(bytes[0] % 3);
+        let names = (0..=bytes[0] / 3 % 3).map(|depth| char::from(b'a' + (bytes[1] >> (2 * depth)) % 4).to_string());
+        let path = RelPath::from(names.collect::<Vec<_>>().join("/").as_str());
+        let tree = match side {
+            0 => &mut trees.pristine,
+            1 => &mut trees.current,
+            _ => &mut trees.new,
+        };
+        let is_dir = |path: &RelPath| tree.nodes.get(path).is_some_and(Node::is_dir);
+        if tree.nodes.contains_key(&path) || path.parent().is_some_and(|parent| !is_dir(&parent)) {
+            continue;
+        }
+        let number = u64::from(bytes[2] / 3);
+        let kind = match bytes[2] % 3 {
+            0 => Kind::Dir,
+            1 => Kind::Link(vec![bytes[2]]),
+            _ => Kind::File { size: 1, inode: (side as u64, inodes.0.len() as u64), shared: false },
+        };
+        inodes.0.insert((side, path.clone()), number);
+        let (mode, uid, gid, mtime) = (0o755, 0, 0, (0, 0));
+        tree.nodes.insert(path, Node { kind, mode, uid, gid, xattrs: BTreeMap::new(), label: None, mtime });
+    }
+    let plan = plan(&mut trees, &mut inodes, &Policy::default()).unwrap();
+    for (path, _) in plan.steps.iter().filter(|(_, step)| step.node.is_some()) {
+        let above = path.parent().is_none_or(|parent| plan.steps[&parent].node.as_ref().is_some_and(Node::is_dir));
+        assert!(above, "{path} has no directory above it");
+    }
+    assert_eq!(plan.counts().conflicts, plan.conflicts().count() as u64);
+}
