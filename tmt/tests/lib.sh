@@ -1,12 +1,20 @@
-# What the tests have in common; sourced. A test runs once before the reboot and once after it.
+# What the tests have in common; sourced. The machine lives through all of them, in the order of their numbers, so a reboot
+# serves every sentence that is about it. `before.sh` is run before the shutdown that updates the machine, `test.sh` after it.
 set -euo pipefail
 notes=/var/tmp/notes
 mkdir -p "$notes"
 
-booted() { findmnt -no SOURCE / | cut -d: -f2; }
-status() { composefs-finalize status --json | value_of "$1"; }
 # One value of some JSON, by its key: the guest has no jq.
-value_of() { sed -nE "s/^ {2,4}\"$1\": \"?([^\",]*)\"?,?$/\1/p" | head -n1; }
+value_of() { sed -nE "s/^ {2,6}\"$1\": \"?([^\",]*)\"?,?$/\1/p" | head -n1; }
+status() { composefs-finalize status --json; }
+booted() { findmnt -no SOURCE / | cut -d: -f2; }
+staged() { status | sed -n '/"staged": {/,/}/p' | value_of id; }
+fallback() { status | sed -n '/"rollback": \[/,/\]/p' | sed -nE 's/^ +"([0-9a-f]+)",?$/\1/p' | head -n1; }
+recorded() { value_of "$1" </sysroot/state/finalize/record.json; }
+image_version() { sed -n 's/^VERSION_ID="\(.*\)"$/\1/p' /usr/lib/os-release; }
+state() { echo "/sysroot/state/deploy/$1"; }
+note() { echo "$2" >"$notes/$1"; }
+noted() { cat "$notes/$1"; }
 
 is() { # WHAT FOUND WANTED
   if [ "$2" = "$3" ]; then
@@ -16,12 +24,89 @@ is() { # WHAT FOUND WANTED
     exit 1
   fi
 }
-
-# Notes which boot this is, and begins another one; the shutdown between them finalizes.
-next_boot() {
-  cat /proc/sys/kernel/random/boot_id >"$notes/boot-id"
-  booted >"$notes/booted"
-  tmt-reboot
+has() { # WHAT TEXT PART
+  case $2 in
+    *"$3"*) echo "right: $1 has: $3" ;;
+    *) echo "WRONG: $1 has no '$3': $2" && exit 1 ;;
+  esac
 }
 
-another_boot() { is "another boot" "$([ "$(cat /proc/sys/kernel/random/boot_id)" != "$(cat "$notes/boot-id")" ] && echo yes)" yes; }
+# Whether this is the first time that it is asked.
+once() { [ ! -e "$notes/once-$1" ] && touch "$notes/once-$1"; }
+
+# Notes which boot this is, and begins another one.
+next_boot() {
+  cat /proc/sys/kernel/random/boot_id >"$notes/boot-id"
+  booted >"$notes/was-booted"
+  tmt-reboot
+  exit
+}
+another_boot() { is "another boot" "$([ "$(cat /proc/sys/kernel/random/boot_id)" != "$(noted boot-id)" ] && echo yes)" yes; }
+
+# Where things are: the boot loader's partition is mounted for as long as the test runs.
+esp=/run/test-esp
+if ! mountpoint -q $esp; then
+  mkdir -p $esp
+  mount "$(blkid -t PARTLABEL=esp -o device | head -n1)" $esp
+fi
+trap 'umount $esp' EXIT
+mount -o remount,rw /sysroot
+loader=$(status | value_of loader)
+boot_type=$(status | value_of boot_type)
+case $loader-$boot_type in
+  systemd-boot-*) entries=$esp/loader/entries ;;
+  grub-bls) entries=/sysroot/boot/loader/entries ;;
+  grub-uki) entries=/sysroot/boot/grub2/user.cfg ;;
+esac
+entries_now() { find "$entries" "$entries.staged" -type f -exec tail -n +1 {} + 2>/dev/null | sort | cksum; }
+
+# What boots a deployment: a directory, or a UKI.
+kernel_of() {
+  case $loader-$boot_type in
+    *-uki) echo "$esp/EFI/Linux/bootc/bootc_composefs-$1.efi" ;;
+    systemd-boot-bls) echo "$esp/EFI/Linux/bootc_composefs-$1" ;;
+    grub-bls) echo "/sysroot/boot/bootc_composefs-$1" ;;
+  esac
+}
+
+# The booted image's own /etc, which lies below what is mounted on /etc.
+keep_image_etc() {
+  mkdir -p /run/test-image "$notes/etc-of-$(booted)"
+  mount --bind / /run/test-image
+  cp -a /run/test-image/etc/. "$notes/etc-of-$(booted)"
+  umount /run/test-image
+}
+
+# Stages a deployment that was booted before, as a staging tool does: its image's /etc, entries, marker.
+stage_again() { # ID
+  rm -rf "$(state "$1")"/etc*
+  cp -a "$notes/etc-of-$1" "$(state "$1")/etc"
+  if [ -f "$entries" ]; then
+    awk -v id="$1" 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1 { print; next } index($0, id) { first = $0; next }
+      { rest = rest $0 "\n\n" } END { print first; printf "%s", rest }' "$entries" >"$entries.staged"
+  else
+    mkdir "$entries.staged"
+    for file in "$entries"/bootc_*.conf; do
+      next=$(grep -q "$1" "$file" && echo 0 || echo 1)
+      version=$(sed -n 's/^version //p' "$file")
+      sed "s/^sort-key .*/sort-key bootc-debian-$next/" "$file" >"$entries.staged/bootc_debian-$version-$((1 - next)).conf"
+    done
+  fi
+  sync
+  mkdir -p /run/composefs
+  printf '{"depl_id":"%s","finalization_locked":false}' "$1" >/run/composefs/staged-deployment
+}
+
+# Tells the boot loader to boot its second entry once.
+choose_second_entry() {
+  case $loader in
+    grub) grub-editenv /sysroot/boot/grub2/grubenv set next_entry=1 ;;
+    systemd-boot)
+      name=$(grep -l "$(fallback)" "$entries"/*.conf | xargs -n1 basename)
+      mountpoint -q /sys/firmware/efi/efivars || mount -t efivarfs efivarfs /sys/firmware/efi/efivars
+      { printf '\7\0\0\0'; printf '%s\0' "$name" | sed 's/./&\x00/g'; } >"$notes/variable"
+      cat "$notes/variable" >/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
+      ;;
+  esac
+  sync
+}

@@ -24,6 +24,10 @@ use crate::{
 const LOADER: &str = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi";
 const MODULES: &str = "usr/lib/grub/x86_64-efi";
 
+/// What is chosen: the first entry, or for one boot what grub-reboot(8) noted in grubenv.
+const CHOICE: &str = "set default=0\nset timeout=1\nload_env\nif [ \"${next_entry}\" ]; then\n  \
+                      set default=\"${next_entry}\"\n  set next_entry=\n  save_env next_entry\nfi\n";
+
 /// The file system with GRUB's files.
 #[derive(Debug, Clone, Copy)]
 pub struct BootFs {
@@ -92,7 +96,8 @@ pub fn files(store: &Store, menu: Menu<'_>, fs: BootFs) -> Result<Files> {
             BootType::Bls => boot.extend(kernel(payload, "")),
         }
     }
-    boot.push(file(&format!("{}/grub.cfg", layout::GRUB), format!("set default=0\nset timeout=1\n{main}")));
+    boot.push(file(&format!("{}/grub.cfg", layout::GRUB), format!("{CHOICE}{main}")));
+    boot.push(file(&format!("{}/grubenv", layout::GRUB), format!("{:#<1024}", "# GRUB Environment Block\n")));
     Ok(Files { esp, boot })
 }
 

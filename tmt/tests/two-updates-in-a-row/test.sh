@@ -1,0 +1,16 @@
+#!/bin/bash
+. ../lib.sh
+
+if once second; then
+  echo "from = the second" >/etc/second.conf
+  stage_again "$(fallback)"
+  note second "$(fallback)"
+  next_boot
+fi
+another_boot
+is "the deployment on /" "$(booted)" "$(noted second)"
+is "the fallback" "$(fallback)" "$(noted was-booted)"
+is "the outcome" "$(recorded outcome)" finalized
+is "a local change from before this update" "$(cat /etc/second.conf)" "from = the second"
+is "a local change from before the other" "$(cat /etc/big.conf | cksum)" "$(noted big)"
+is "the image's file" "$(cat /etc/demo.d/changed.conf)" "from = v1"
