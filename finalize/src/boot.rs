@@ -8,6 +8,7 @@ pub mod loader;
 pub mod menu;
 pub mod place;
 pub mod swap;
+pub mod uki;
 
 use anyhow::{Context, Result};
 use cap_std::fs::Dir;

@@ -49,14 +49,21 @@ if ! mountpoint -q $esp; then
   mkdir -p $esp
   mount "$(blkid -t PARTLABEL=esp -o device | head -n1)" $esp
 fi
-trap 'umount $esp' EXIT
+trap 'umount $esp; [ $boot = /sysroot/boot ] || umount $boot' EXIT
 mount -o remount,rw /sysroot
+boot=/sysroot/boot
+partition=$(blkid -t PARTLABEL=boot -o device || true)
+if [ -n "$partition" ]; then
+  boot=/run/test-boot
+  mkdir -p $boot
+  mountpoint -q $boot || mount "$partition" $boot
+fi
 loader=$(status | value_of loader)
 boot_type=$(status | value_of boot_type)
 case $loader-$boot_type in
   systemd-boot-*) entries=$esp/loader/entries ;;
-  grub-bls) entries=/sysroot/boot/loader/entries ;;
-  grub-uki) entries=/sysroot/boot/grub2/user.cfg ;;
+  grub-bls) entries=$boot/loader/entries ;;
+  grub-uki) entries=$boot/grub2/user.cfg ;;
 esac
 entries_now() { find "$entries" "$entries.staged" -type f -exec tail -n +1 {} + 2>/dev/null | sort | cksum; }
 
@@ -65,7 +72,7 @@ kernel_of() {
   case $loader-$boot_type in
     *-uki) echo "$esp/EFI/Linux/bootc/bootc_composefs-$1.efi" ;;
     systemd-boot-bls) echo "$esp/EFI/Linux/bootc_composefs-$1" ;;
-    grub-bls) echo "/sysroot/boot/bootc_composefs-$1" ;;
+    grub-bls) echo "$boot/bootc_composefs-$1" ;;
   esac
 }
 
@@ -100,7 +107,7 @@ stage_again() { # ID
 # Tells the boot loader to boot its second entry once.
 choose_second_entry() {
   case $loader in
-    grub) grub-editenv /sysroot/boot/grub2/grubenv set next_entry=1 ;;
+    grub) grub-editenv $boot/grub2/grubenv set next_entry=1 ;;
     systemd-boot)
       name=$(grep -l "$(fallback)" "$entries"/*.conf | xargs -n1 basename)
       mountpoint -q /sys/firmware/efi/efivars || mount -t efivarfs efivarfs /sys/firmware/efi/efivars

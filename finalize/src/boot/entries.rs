@@ -52,12 +52,17 @@ impl Entries {
         self.0.get(name).map(String::as_str)
     }
 
+    /// Whether there is a file of this name, in whatever case: to FAT it is the same file.
+    pub fn has_in_any_case(&self, name: &str) -> bool {
+        self.0.keys().any(|other| other.eq_ignore_ascii_case(name))
+    }
+
     /// The entries in the order in which `loader` shows them: the first one boots.
     pub fn ordered(&self, loader: Loader) -> Vec<(&str, Entry)> {
         let parse = |(name, content): (_, &str)| content.parse().ok().map(|entry: Entry| (name, entry));
         let bootable = |(_, entry): &(&str, Entry)| entry.files().next().is_some();
-        let is_entry = |(name, _): &(&str, &str)| name.ends_with(".conf");
-        let mut list: Vec<_> = self.files().filter(is_entry).filter_map(parse).filter(bootable).collect();
+        let mut list: Vec<_> =
+            self.files().filter(|(name, _)| is_entry(name)).filter_map(parse).filter(bootable).collect();
         list.sort_by(|one, other| match loader {
             Loader::Grub => compare_versions(other.0, one.0),
             Loader::SystemdBoot => systemd_boot_order(one, other),
@@ -81,6 +86,11 @@ impl FromIterator<(String, String)> for Entries {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(files: I) -> Self {
         Self(files.into_iter().collect())
     }
+}
+
+/// Whether a file of this name is an entry; FAT keeps a name as somebody wrote it.
+pub fn is_entry(name: &str) -> bool {
+    name.len().checked_sub(5).and_then(|at| name.get(at..)).is_some_and(|end| end.eq_ignore_ascii_case(".conf"))
 }
 
 /// systemd-boot's order (the Boot Loader Specification, "Sorting"): entries with a sort key first, by it; then newer

@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
+use gpt::partition_types::Type;
 
 use super::loader::utf16;
 
@@ -32,6 +33,22 @@ pub fn efi_variable(sys: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
 ///
 /// When there is none: names the disks that were looked at.
 pub fn find(sys: &Path, root_device: (u32, u32)) -> Result<Vec<PathBuf>> {
+    let found = partitions(sys, root_device, gpt::partition_types::EFI)?;
+    ensure!(!found.is_empty(), "no EFI system partition on the disks of the physical root; name one with --esp");
+    Ok(found)
+}
+
+/// The block devices of all boot partitions (XBOOTLDR) of the disks under `root_device`.
+///
+/// # Errors
+///
+/// Those of reading sysfs and partition tables.
+pub fn boot_partitions(sys: &Path, root_device: (u32, u32)) -> Result<Vec<PathBuf>> {
+    partitions(sys, root_device, gpt::partition_types::FREEDESK_BOOT)
+}
+
+/// The block devices of all partitions of a type, the one that the boot loader came from last.
+fn partitions(sys: &Path, root_device: (u32, u32), wanted: Type) -> Result<Vec<PathBuf>> {
     let booted = efi_variable(sys, "LoaderDevicePartUUID").context("reading LoaderDevicePartUUID")?;
     let booted = booted.as_deref().and_then(utf16).map(|uuid| uuid.to_ascii_lowercase());
     let node = sys.join(format!("dev/block/{}:{}", root_device.0, root_device.1));
@@ -39,12 +56,12 @@ pub fn find(sys: &Path, root_device: (u32, u32)) -> Result<Vec<PathBuf>> {
     collect_disks(&node.canonicalize().with_context(|| format!("reading {}", node.display()))?, &mut disks)?;
     let mut found = Vec::new();
     for disk in &disks {
-        found.extend(esps_of(disk).with_context(|| format!("reading the partition table of {}", disk.display()))?);
+        found.extend(
+            partitions_of(disk, &wanted)
+                .with_context(|| format!("reading the partition table of {}", disk.display()))?,
+        );
     }
     found.sort_by_key(|(uuid, _)| Some(uuid) == booted.as_ref());
-    if found.is_empty() {
-        bail!("no EFI system partition on {disks:?}; name one with --esp");
-    }
     Ok(found.into_iter().map(|(_, device)| device).collect())
 }
 
@@ -69,12 +86,12 @@ fn collect_disks(node: &Path, disks: &mut Vec<PathBuf>) -> io::Result<()> {
     }
 }
 
-/// Unique partition GUID and device of each partition of the ESP type (UEFI specification, 5.3.3).
-fn esps_of(disk: &Path) -> Result<Vec<(String, PathBuf)>> {
+/// Unique partition GUID and device of each partition of a type (UEFI specification, 5.3.3).
+fn partitions_of(disk: &Path, wanted: &Type) -> Result<Vec<(String, PathBuf)>> {
     let table = gpt::GptConfig::new().writable(false).open(device_of(disk)?)?;
     let mut found = Vec::new();
     for (number, partition) in table.partitions() {
-        if partition.part_type_guid != gpt::partition_types::EFI {
+        if partition.part_type_guid != *wanted {
             continue;
         }
         if let Some(node) = partition_node(disk, *number)? {

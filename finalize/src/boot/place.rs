@@ -85,6 +85,9 @@ fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
     };
     let own = host.sysroot.open_dir("boot").context("opening boot of the physical root")?;
     if !has_entries(&own) {
+        if let Some(partition) = boot_partition(host, &has_entries)? {
+            return Ok(("", partition));
+        }
         let mounted = Path::new("/boot");
         if host.ambient.sysroot == Path::new("/sysroot")
             && let Ok(partition) = opened(host, mounted)
@@ -94,6 +97,37 @@ fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
         }
     }
     Ok(("boot", own))
+}
+
+/// The boot partition with entries, by its type (the Discoverable Partitions Specification, XBOOTLDR), mounted privately.
+fn boot_partition(host: &Host, has_entries: &dyn Fn(&Dir) -> bool) -> Result<Option<Dir>> {
+    // A machine of directories has no disks.
+    let Ok(devices) = root_device(host).and_then(|root| esp::boot_partitions(&host.ambient.sys, root)) else {
+        return Ok(None);
+    };
+    for device in devices {
+        let named = || format!("mounting the boot partition {}", device.display());
+        let found = dir(mount_boot(&device).with_context(named)?);
+        if has_entries(&found) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// Mounts a boot partition read-write: a private view of the mount that is there, else one of its own.
+fn mount_boot(device: &Path) -> io::Result<OwnedFd> {
+    if let Some(mount_point) = sys::mount::mount_point_of(device)? {
+        return sys::mount::clone_writable(&mount_point);
+    }
+    let mut last = io::Error::from_raw_os_error(libc::EINVAL);
+    for kind in ["ext4", "vfat", "xfs", "btrfs"] {
+        match sys::mount::detached(kind, device, &[]) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => last = error,
+            other => return other,
+        }
+    }
+    Err(last)
 }
 
 /// The ESPs, each mounted privately.

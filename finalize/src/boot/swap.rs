@@ -21,10 +21,11 @@ use cap_std::fs::Dir;
 use super::{
     Place,
     bls::Entry,
-    entries::Entries,
+    entries::{Entries, is_entry},
     grub,
     loader::Loader,
     menu::{Menu, Stands},
+    uki::Renames,
 };
 use crate::{
     digest::DeploymentId,
@@ -70,11 +71,12 @@ pub struct Exchanged(Both);
 #[derive(Debug)]
 pub struct Durable(Both);
 
-/// What is exchanged: a directory of entries, or GRUB's menu.
+/// What is exchanged: a directory of entries, GRUB's menu, or UKIs' names.
 #[derive(Debug)]
 enum Both {
     Entries(Swap),
     Menu(Menu),
+    Ukis(Renames),
 }
 
 #[derive(Debug)]
@@ -96,12 +98,15 @@ pub fn probe(place: &Place, id: &DeploymentId) -> Result<Probe> {
     if let Some(dir) = &place.menu {
         let (menu, stands) = Menu::probe(dir, id)?;
         let menu = Both::Menu(menu);
-        return Ok(match stands {
-            Stands::Ready => Probe::Ready(Staged(menu)),
-            Stands::Exchanged => Probe::Exchanged(Exchanged(menu)),
-        });
+        return Ok(stands.into_probe(menu));
     }
     let loader = place.loader_dir().context("opening loader/ on the boot file system")?;
+    if !loader.is_dir(ENTRIES_STAGED)
+        && place.loader == Loader::SystemdBoot
+        && let Some((renames, stands)) = Renames::probe(&place.root, id)?
+    {
+        return Ok(stands.into_probe(Both::Ukis(renames)));
+    }
     let live = Entries::read(&loader, ENTRIES).context("reading loader/entries")?.unwrap_or_default();
     let next = Entries::read(&loader, ENTRIES_STAGED).context("reading loader/entries.staged")?;
     let order = place.loader;
@@ -131,6 +136,15 @@ pub enum Ready {
     Synced(Synced),
     /// To be made durable.
     Exchanged(Exchanged),
+}
+
+impl Stands {
+    fn into_probe(self, what: Both) -> Probe {
+        match self {
+            Self::Ready => Probe::Ready(Staged(what)),
+            Self::Exchanged => Probe::Exchanged(Exchanged(what)),
+        }
+    }
 }
 
 impl Probe {
@@ -171,6 +185,7 @@ impl Staged {
         match &self.0 {
             Both::Entries(swap) => Ok(swap.primary()?.files().map(str::to_owned).collect()),
             Both::Menu(menu) => Ok(menu.uki().into_iter().collect()),
+            Both::Ukis(_) => Ok(vec![]),
         }
     }
 
@@ -186,6 +201,7 @@ impl Staged {
                 sys::sync::file_system(swap.loader.open(".")?).context("syncing the boot file system")?;
             }
             Both::Menu(menu) => menu.sync()?,
+            Both::Ukis(renames) => renames.sync()?,
         }
         Ok(Synced(self.0))
     }
@@ -201,6 +217,7 @@ impl Synced {
         match &mut self.0 {
             Both::Entries(swap) => swap.exchange()?,
             Both::Menu(menu) => menu.exchange()?,
+            Both::Ukis(renames) => renames.exchange()?,
         }
         Ok(Exchanged(self.0))
     }
@@ -216,6 +233,7 @@ impl Exchanged {
         match &mut self.0 {
             Both::Entries(swap) => swap.settle()?,
             Both::Menu(menu) => menu.settle()?,
+            Both::Ukis(renames) => renames.settle()?,
         }
         Ok(Durable(self.0))
     }
@@ -231,6 +249,7 @@ impl Durable {
         match self.0 {
             Both::Entries(swap) => swap.clean_up(),
             Both::Menu(menu) => menu.clean_up(),
+            Both::Ukis(renames) => renames.clean_up(),
         }
     }
 }
@@ -276,7 +295,7 @@ impl Swap {
         let dir = self.loader.open_dir(ENTRIES_STAGED)?;
         let mut wanted = Vec::new();
         for (name, content) in self.live.files() {
-            let ours = !name.ends_with(".conf") || content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
+            let ours = !is_entry(name) || content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
             if !ours && self.next.get(name) != Some(content) {
                 wanted.push((name.to_owned(), content.to_owned()));
             }
@@ -326,16 +345,21 @@ impl Swap {
                 put(&live, name, content)?;
             }
         }
-        for (name, content) in self.live.files() {
-            let ours = name.ends_with(".conf") && content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
-            if ours && self.next.get(name).is_none() && name != TRANSIT {
-                sys::file::remove(&live, name)?;
-            }
+        for name in superfluous(&self.live, &self.next) {
+            sys::file::remove(&live, name)?;
         }
         sys::sync::file_system(live.open(".")?)?;
         sys::file::remove(&live, TRANSIT)?;
         sys::sync::file_system(live.open(".")?)
     }
+}
+
+/// The live entries that are ours and not among the next, in whatever case.
+fn superfluous<'a>(live: &'a Entries, next: &'a Entries) -> impl Iterator<Item = &'a str> {
+    let ours =
+        |name: &str, content: &str| is_entry(name) && content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
+    let old = move |(name, content): &(&str, &str)| ours(name, content) && !next.has_in_any_case(name);
+    live.files().filter(old).map(|(name, _)| name).filter(|name| *name != TRANSIT)
 }
 
 /// Puts a file in place by rename, its content on the disk before its name, both before returning.
@@ -353,4 +377,19 @@ fn put(dir: &Dir, name: &str, content: &str) -> io::Result<()> {
 
 fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_differ_in_case_are_one_file() {
+        let entries = |names: &[&str]| -> Entries {
+            names.iter().map(|name| ((*name).to_owned(), "linux /bootc_composefs-x/vmlinuz\n".to_owned())).collect()
+        };
+        let live = entries(&["BOOTC_X-1-1.CONF", "bootc_x-0-1.conf", "Old.Conf", "notes.txt", TRANSIT]);
+        let next = entries(&["bootc_x-1-1.conf", "bootc_x-1-0.conf"]);
+        assert_eq!(superfluous(&live, &next).collect::<Vec<_>>(), ["Old.Conf", "bootc_x-0-1.conf"]);
+    }
 }

@@ -58,6 +58,20 @@ pub fn write(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
     sync::fsync(file.as_fd())
 }
 
+/// Copies the file `from` to the file `to`, and makes its content durable.
+///
+/// # Errors
+///
+/// Those of reading and writing; `to` may then exist in part.
+pub fn copy(dir: &Dir, from: &str, to: &str) -> io::Result<()> {
+    let mut source = dir.open(from)?;
+    fault::changing("openat")?;
+    let mut file = dir.open_with(to, OpenOptions::new().write(true).create(true).truncate(true))?;
+    fault::changing("write")?;
+    io::copy(&mut source, &mut file)?;
+    sync::fsync(file.as_fd())
+}
+
 /// Creates the directory `path` and what is missing above it.
 ///
 /// # Errors

@@ -111,6 +111,14 @@ impl Machine {
         }
     }
 
+    /// What boots a deployment: a directory, or a UKI.
+    pub fn kernel(&self, letter: &str) -> PathBuf {
+        match self.boot_type {
+            BootType::Bls => self.path(&self.kernel_dir(letter)),
+            BootType::Uki => self.path("esp/EFI/Linux/bootc").join(layout::uki(&id(letter))),
+        }
+    }
+
     fn kernel_dir(&self, letter: &str) -> String {
         let dir = layout::kernel_dir(&id(letter));
         match self.loader {

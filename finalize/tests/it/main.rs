@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::print_stdout, reason = "tests print how much they tried")]
 
+mod bad_boot_files;
 mod boot_swap;
+mod bootc_files;
 mod crash;
 mod etc_laws;
 mod etc_merge;
