@@ -9,9 +9,11 @@ use std::{
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use wait_timeout::ChildExt;
 
 use self::{console::Console, qmp::Qmp};
 
@@ -103,13 +105,21 @@ impl Vm {
         Ok(())
     }
 
-    /// Presses the power button.
+    /// Presses the power button until the machine is off: a guest that is still starting does not hear it.
     ///
     /// # Errors
     ///
-    /// When QEMU does not answer.
-    pub fn power_down(&mut self) -> Result<()> {
-        self.qmp.execute("system_powerdown", serde_json::json!({})).map(drop)
+    /// When QEMU does not answer, or failed: with what it said.
+    pub fn power_down(mut self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(15);
+        while self.child.wait_timeout(Duration::ZERO)?.is_none() {
+            let pressed = self.qmp.execute("system_powerdown", serde_json::json!({}));
+            match self.child.wait_timeout(PATIENCE)? {
+                None => _ = pressed.context("pressing the power button")?,
+                Some(_) => break,
+            }
+        }
+        self.wait_off()
     }
 
     /// Saves the state of the machine under `name`, in its disk and variables, which must be qcow2.

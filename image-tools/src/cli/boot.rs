@@ -84,7 +84,6 @@ impl Boot {
         }
         let status = vm.run(program.as_ref(), arguments, &machine)?;
         vm.power_down()?;
-        vm.wait_off()?;
         Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
     }
 }

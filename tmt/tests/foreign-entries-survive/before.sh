@@ -5,6 +5,7 @@ if [ -f "$entries" ]; then
   rescue=$(printf 'menuentry "Rescue" {\n  linux /rescue/vmlinuz "{"\n}')
   printf '\n%s\n' "$rescue" >>"$entries"
 else
-  echo "$rescue" >"$entries/rescue.conf"
+  # GRUB sorts by name, descending: what comes behind "bootc" would boot first, before an update as after it.
+  echo "$rescue" >"$entries/a-rescue.conf"
 fi
 note rescue "$rescue"
