@@ -11,6 +11,10 @@ use cap_std::fs::Dir;
 use jiff::Timestamp;
 
 use crate::{
+    boot::{
+        place,
+        swap::{self, Probe},
+    },
     deployment::{Deployment, Originals},
     digest::DeploymentId,
     host::{Host, open},
@@ -18,6 +22,7 @@ use crate::{
     lock::Lock,
     record::{NextBoot, Outcome, Record},
     staged::Marker,
+    stop::Stop,
     sys,
 };
 
@@ -139,36 +144,58 @@ impl fmt::Display for Verdict {
 }
 
 /// Compares the record with what booted, and writes into it what was found. Once the finalized deployment has booted,
-/// its original /etc is no longer needed.
+/// what a power cut has left undone is done, and its original /etc is no longer needed.
 ///
 /// # Errors
 ///
-/// Those of reading and writing.
-pub fn report(host: &Host) -> Result<Verdict> {
-    let _lock = Lock::take(&host.sysroot)?;
-    let waiting = remembered(&host.sysroot)?.filter(|marker| marker.depl_id != host.booted.id);
-    let Some(mut record) = Record::read(&host.sysroot)? else {
+/// Those of reading and writing. Then the next boot reports again.
+pub fn report(host: &Host, stop: &Stop) -> Result<Verdict> {
+    let _lock = Lock::take(&host.sysroot, stop)?;
+    let (left, waiting): (Vec<_>, Vec<_>) =
+        remembered(&host.sysroot)?.into_iter().partition(|marker| marker.depl_id == host.booted.id);
+    let waiting = waiting.into_iter().next();
+    let record = Record::read(&host.sysroot)?;
+    let is_of_booted = |record: &Record| record.to.as_ref() == Some(&host.booted.id) && record.next_boot.is_none();
+    if !left.is_empty() && !record.as_ref().is_some_and(is_of_booted) {
+        // The power went between the exchange and the record.
+        finish(host, &host.booted.id, Originals::Remove)?;
+        return Ok(Verdict::Booted(host.booted.id.clone()));
+    }
+    let Some(mut record) = record else {
         return Ok(waiting.map_or(Verdict::Nothing, |marker| waiting_for_shutdown(&marker.depl_id)));
     };
     let to = record.to.clone();
     let verdict = match (record.outcome, to) {
         _ if record.next_boot.is_some() => return Ok(Verdict::Nothing),
-        (Outcome::Finalized, Some(to)) if to == host.booted.id => Verdict::Booted(to),
+        (_, Some(to)) if to == host.booted.id => Verdict::Booted(to),
         (Outcome::Finalized, Some(to)) if waiting.is_none() => Verdict::NotBooted(to),
         (_, Some(to)) => match waiting {
             Some(marker) if marker.depl_id != to => waiting_for_shutdown(&marker.depl_id),
-            _ => unfinished(&to, &format!("ended at step {:?}: {}", record.step, record.error.join(": "))),
+            _ => unfinished(&to, &format!("ended at step {}: {}", record.step.name(), record.error.join(": "))),
         },
         (_, None) => Verdict::Nothing,
     };
-    record.next_boot = Some(NextBoot { booted: host.booted.id.clone(), at: Timestamp::now() });
-    record.write(&host.sysroot)?;
     if let Verdict::Booted(id) = &verdict {
         let originals = if record.keep_original { Originals::Keep } else { Originals::Remove };
-        Deployment::open(&host.sysroot, id)?.clean_up(originals)?;
-        forget(&host.sysroot)?;
+        finish(host, id, originals)?;
+        record.outcome = Outcome::Finalized;
     }
+    record.next_boot = Some(NextBoot { booted: host.booted.id.clone(), at: Timestamp::now() });
+    record.write(&host.sysroot)?;
     Ok(verdict)
+}
+
+/// What is left to do for the deployment `id`, which has booted.
+fn finish(host: &Host, id: &DeploymentId, originals: Originals) -> Result<()> {
+    let deployment = Deployment::open(&host.sysroot, id)?;
+    for place in place::find(host, deployment.origin.boot_type)? {
+        // It may have been chosen in the menu while the entries are not exchanged yet: then nothing is left over.
+        if let Ok(Probe::Exchanged(exchanged)) = swap::probe(&place, id) {
+            exchanged.settle()?.clean_up()?;
+        }
+    }
+    deployment.clean_up(originals)?;
+    forget(&host.sysroot)
 }
 
 fn waiting_for_shutdown(id: &DeploymentId) -> Verdict {

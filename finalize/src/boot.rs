@@ -10,12 +10,16 @@ pub mod place;
 pub mod swap;
 pub mod uki;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cap_std::fs::Dir;
+use sha2::{Digest, Sha256};
 
-use crate::digest::DeploymentId;
+use crate::{cmdline::Target, digest::DeploymentId, sys};
 
 pub use loader::Loader;
+
+/// What entries and the directory that holds them take, in bytes.
+const ROOM: u64 = 1 << 14;
 
 /// Where a boot loader finds its entries.
 #[derive(Debug)]
@@ -58,20 +62,52 @@ impl Place {
         Ok(live.ordered(self.loader).into_iter().filter_map(|(_, entry)| entry.deployment()).collect())
     }
 
-    /// Where the exchange for deployment `id` stands here, with what it will boot checked. Writes nothing.
+    /// Where the exchange for deployment `id` stands here, with what it will boot checked: that it is there, and has the
+    /// digest that staging wrote down (`digest` of an origin file: SHA-256 over kernel, then initrd). Writes nothing.
     ///
     /// # Errors
     ///
-    /// Those of [`swap::probe`], and when a kernel, an initrd or a UKI that the new entry names is missing.
-    pub fn probe(&self, id: &DeploymentId) -> Result<swap::Probe> {
+    /// As [`swap::probe`], when a kernel, an initrd or a UKI that the new entry names is missing or not what was staged, and
+    /// when there is no room for the entries.
+    pub fn probe(&self, id: &DeploymentId, digest: Option<&str>) -> Result<swap::Probe> {
         let probe = swap::probe(self, id)?;
         if let swap::Probe::Ready(staged) = &probe {
-            for path in staged.boots()? {
+            let boots = staged.boots()?;
+            for path in &boots {
                 let found = self.root.metadata(path.trim_start_matches('/'));
                 let found = found.with_context(|| format!("looking for {path}, which the staged entry names"))?;
-                anyhow::ensure!(found.is_file() && found.len() > 0, "{path}, which the staged entry names, is empty");
+                ensure!(found.is_file() && found.len() > 0, "{path}, which the staged entry names, is empty");
             }
+            self.check_digest(&boots, id, digest)?;
+            sys::space::check(&self.root, ROOM)
+                .context("looking for room for loader/entries on the boot file system")?;
         }
         Ok(probe)
+    }
+
+    fn check_digest(&self, boots: &[String], id: &DeploymentId, digest: Option<&str>) -> Result<()> {
+        let open = |path: &str| {
+            let file = self.root.open(path.trim_start_matches('/')).map(cap_std::fs::File::into_std);
+            file.with_context(|| format!("opening {path}"))
+        };
+        let again = "stage the deployment again";
+        if let [uki] = boots
+            && let Some(text) = uki::cmdline(open(uki)?)
+        {
+            let found = Target::find(&text).map(|target| target.id);
+            ensure!(found.as_ref().is_none_or(|found| found == id), "{uki} boots {found:?}, not {id}: {again}");
+        }
+        let Some(digest) = digest.filter(|_| boots.len() > 1) else { return Ok(()) };
+        let mut hash = Sha256::new();
+        for path in boots {
+            std::io::copy(&mut open(path)?, &mut hash).with_context(|| format!("reading {path}"))?;
+        }
+        let found = hex::encode(hash.finalize());
+        ensure!(
+            found == digest,
+            "{} are not what was staged: their digest is {found}, not {digest}: {again}",
+            boots.join(" and ")
+        );
+        Ok(())
     }
 }

@@ -71,9 +71,7 @@ impl Cli {
             Command::Plan { form, ambient } => report::plan(&Host::open(&ambient, Access::Read)?, form, out)?,
             Command::Status { json, ambient } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
             Command::Arm(ambient) => writeln!(out, "{}", crate::arm::arm(&Host::open(&ambient, Access::Write)?)?)?,
-            Command::Report(ambient) => {
-                writeln!(out, "{}", crate::arm::report(&Host::open(&ambient, Access::Write)?)?)?
-            }
+            Command::Report(ambient) => report::report(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Etc(command) => return command.run(out),
         }
         Ok(ExitCode::SUCCESS)

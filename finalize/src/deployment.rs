@@ -72,6 +72,30 @@ impl Deployment {
         sys::sync::fsync(self.state.open(".")?).context("syncing the deployment's directory")
     }
 
+    /// Whether a merged /etc has been put in place.
+    pub fn is_merged(&self) -> bool {
+        self.state.is_dir(ETC_ORIG)
+    }
+
+    /// The deployment's /etc as its image ships it, in its place again, and nothing of a merge left. No entry may name the
+    /// deployment.
+    ///
+    /// # Errors
+    ///
+    /// Those of renameat2(2), unlink(2) and fsync(2). A run that finds `etc.orig` alone goes on there.
+    pub fn take_back(&self) -> Result<()> {
+        sys::file::remove_tree(&self.state, ETC_MERGING).context("removing etc.merging")?;
+        if self.is_merged() {
+            if self.state.is_dir(ETC) {
+                sys::rename::move_to(&self.state, ETC, ETC_MERGING).context("taking the merged /etc away")?;
+            }
+            sys::rename::move_to(&self.state, ETC_ORIG, ETC).context("putting etc.orig back")?;
+            sys::sync::fsync(self.state.open(".")?).context("syncing the deployment's directory")?;
+            sys::file::remove_tree(&self.state, ETC_MERGING).context("removing etc.merging")?;
+        }
+        sys::file::remove_tree(&self.state, ETC_CONFLICTS).context("removing etc.conflicts")
+    }
+
     /// Removes what a merge needs no longer: `etc.merging`, and for [`Originals::Remove`] `etc.orig`.
     ///
     /// # Errors

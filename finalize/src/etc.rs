@@ -5,6 +5,7 @@ pub mod apply;
 pub mod bytes;
 pub mod diff;
 pub mod merge;
+pub mod names;
 pub mod plan;
 pub mod policy;
 pub mod read;
@@ -22,7 +23,7 @@ use self::{
     policy::Policy,
     tree::RelPath,
 };
-use crate::sys;
+use crate::{stop::Stop, sys};
 
 /// The three trees on the disk.
 #[derive(Debug, Clone, Copy)]
@@ -52,8 +53,9 @@ impl<'a> Merge<'a> {
     /// When something cannot be read: names side and path.
     pub fn plan(sources: Sources<'a>, policy: &Policy) -> Result<Self> {
         let mut trees = read::read(&sources, policy).map_err(at("reading"))?;
-        let mut bytes = bytes::Files::new(&sources).context("opening the three trees")?;
+        let mut bytes = bytes::Files::new(&sources);
         let plan = plan::plan(&mut trees, &mut bytes, policy).map_err(at("comparing"))?;
+        bytes.check_readable(&plan, &trees.current).map_err(at("reading"))?;
         Ok(Self { sources, trees, plan })
     }
 
@@ -62,9 +64,9 @@ impl<'a> Merge<'a> {
     ///
     /// # Errors
     ///
-    /// When something cannot be written: names the path. Then what was written is incomplete.
-    pub fn write(&self, parent: &Dir, output: &str, conflicts: &str) -> Result<Applied> {
-        self.write_to((parent, output), (parent, conflicts))
+    /// When something cannot be written, or it is time to stop: names the path. Then what was written is incomplete.
+    pub fn write(&self, parent: &Dir, output: &str, conflicts: &str, stop: &Stop) -> Result<Applied> {
+        self.write_to((parent, output), (parent, conflicts), stop)
     }
 
     /// The same, with the conflicts elsewhere.
@@ -72,15 +74,14 @@ impl<'a> Merge<'a> {
     /// # Errors
     ///
     /// As [`Merge::write`].
-    pub fn write_to(&self, output: (&Dir, &str), conflicts: (&Dir, &str)) -> Result<Applied> {
-        let roots = |target| Roots { current: self.sources.current, new: self.sources.new, output: target };
+    pub fn write_to(&self, output: (&Dir, &str), conflicts: (&Dir, &str), stop: &Stop) -> Result<Applied> {
+        let roots = |target| Roots { current: self.sources.current, new: self.sources.new, output: target, stop };
         let merged = fresh(output.0, output.1).with_context(|| format!("creating {}", output.1))?;
         let mut applied = apply::apply(&self.plan, &self.trees.new, roots(fd(&merged))).map_err(at("merging"))?;
         if !self.plan.beside.is_empty() {
             let beside = apply::put_beside(&self.plan, &self.trees.current, roots(fd(&merged)));
             let beside = beside.map_err(at("keeping beside the image's"))?;
-            applied.bytes_copied += beside.bytes_copied;
-            applied.moved.extend(beside.moved);
+            applied = applied.and(beside);
         }
         if !self.plan.aside.is_empty() {
             let aside = fresh(conflicts.0, conflicts.1).with_context(|| format!("creating {}", conflicts.1))?;
@@ -97,6 +98,10 @@ fn fd(dir: &Dir) -> BorrowedFd<'_> {
 fn fresh(parent: &Dir, name: &str) -> io::Result<Dir> {
     sys::file::remove_tree(parent, name)?;
     sys::node::mkdir(fd(parent), name.as_bytes())?;
+    // A directory may want an access list on all that is made in it; here the three trees say what there is.
+    for inherited in ["system.posix_acl_default", "system.posix_acl_access"] {
+        sys::xattr::remove(fd(parent), name.as_bytes(), inherited.as_bytes())?;
+    }
     parent.open_dir(name)
 }
 

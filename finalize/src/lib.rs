@@ -11,20 +11,22 @@ pub mod deployment;
 pub mod digest;
 pub mod etc;
 pub mod host;
+pub mod journal;
 pub mod layout;
 pub mod lock;
 pub mod record;
 pub mod staged;
 pub mod status;
+pub mod stop;
 pub mod sys;
+pub mod update;
 
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use cap_std::fs::Dir;
 
 use crate::{
-    boot::place,
     config::Config,
     deployment::Deployment,
     digest::DeploymentId,
@@ -33,6 +35,8 @@ use crate::{
     lock::Lock,
     record::{Outcome, Progress, Record, Step},
     staged::Marker,
+    stop::Stop,
+    update::Update,
 };
 
 /// How a finalization ended.
@@ -48,7 +52,7 @@ pub struct Finished {
 ///
 /// Stopped at any instant, the machine boots: the old deployment with its own /etc, or the new one with the merged one.
 /// Run again, it goes on where it was stopped.
-pub fn finalize(ambient: &Ambient) -> Finished {
+pub fn finalize(ambient: &Ambient, stop: &mut Stop) -> Finished {
     let opened = Host::open(ambient, Access::Read).and_then(|host| Ok((host.marker()?, host.booted.id)));
     let (marker, booted) = match opened {
         Ok(found) => found,
@@ -61,17 +65,17 @@ pub fn finalize(ambient: &Ambient) -> Finished {
             progress.record.to = Some(depl_id);
             Outcome::Locked
         }
-        Some(marker) => return finalize_staged(ambient, marker.depl_id, progress),
+        Some(marker) => return finalize_staged(ambient, marker.depl_id, stop, progress),
     };
     Finished { record: Some(progress.end(outcome).clone()), result: Ok(outcome) }
 }
 
 /// The same, and its record written whatever happens.
-fn finalize_staged(ambient: &Ambient, id: DeploymentId, mut progress: Progress) -> Finished {
+fn finalize_staged(ambient: &Ambient, id: DeploymentId, stop: &mut Stop, mut progress: Progress) -> Finished {
     progress.record.to = Some(id.clone());
     let host = Host::open(ambient, Access::Write);
     let result = host.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"));
-    let result = result.and_then(|host| run(host, &id, &mut progress));
+    let result = result.and_then(|host| run(host, &id, stop, &mut progress));
     if let Err(error) = &result {
         progress.record.error = error.chain().map(ToString::to_string).collect();
         progress.end(Outcome::Failed);
@@ -85,48 +89,33 @@ fn finalize_staged(ambient: &Ambient, id: DeploymentId, mut progress: Progress) 
 }
 
 /// The story, from the first look to the last deletion.
-fn run(host: &Host, id: &DeploymentId, progress: &mut Progress) -> Result<Outcome> {
-    let _lock = Lock::take(&host.sysroot)?;
+fn run(host: &Host, id: &DeploymentId, stop: &mut Stop, progress: &mut Progress) -> Result<Outcome> {
     let config = host.config(&mut progress.record.notes);
-    let staged = Deployment::open(&host.sysroot, id)?;
-    let places = if config.update_boot { place::find(host, staged.origin.boot_type)? } else { vec![] };
-    let probed = places.into_iter().map(|place| place.probe(id)).collect::<Result<Vec<_>>>()?;
+    stop.set_deadline(config.timeout_seconds);
+    let _lock = Lock::take(&host.sysroot, stop)?;
+    let update = Update::find(host, id, config, stop)?;
+    let probed = update.probe()?;
 
     progress.step(Step::Merge);
-    let trees = EtcTrees::open(host, &staged, &config, &mut progress.record.notes)?;
-    let merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &config.policy)).transpose()?;
+    let trees = EtcTrees::open(host, &update.staged, &update.config, &mut progress.record.notes)
+        .map_err(|error| update.not_finalized(error))?;
+    let merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &update.config.policy)).transpose();
+    let merge = merge.map_err(|error| update.not_finalized(error))?;
     if let Some(merge) = &merge {
         progress.plan(&merge.plan);
         if !merge.plan.refused.is_empty() {
             return refuse(merge, progress, &host.sysroot);
         }
     }
-    arm::remember(&host.sysroot, id)?;
-    if let Some(merge) = &merge {
-        let (merging, conflicts) = Deployment::MERGE;
-        let applied = merge.write(&staged.state, merging, conflicts).context("building etc.merging")?;
-        progress.applied(&applied);
-        progress.step(Step::Place);
-        sys::sync::file_system(staged.state.open(".")?).context("syncing the merged /etc")?;
-        staged.put_merged()?;
-    }
+    let durable =
+        update.write(probed, merge.as_ref(), stop, progress).map_err(|error| update.give_up(error, progress))?;
 
-    progress.step(Step::Exchange);
-    let synced = probed.into_iter().map(boot::swap::Probe::sync).collect::<Result<Vec<_>>>()?;
-    let exchanged = synced.into_iter().map(boot::swap::Ready::exchange).collect::<Result<Vec<_>>>()?;
-
-    progress.step(Step::Settle);
-    let durable = exchanged.into_iter().map(boot::swap::Exchanged::settle).collect::<Result<Vec<_>>>()?;
-
+    // From here on the new deployment boots: what fails now is no failure of the finalization.
     progress.step(Step::CleanUp);
-    progress.record.keep_original = config.backup_original;
-    progress.end(Outcome::Finalized).write(&host.sysroot)?;
-    durable.into_iter().try_for_each(boot::swap::Durable::clean_up)?;
-    staged.clean_up(deployment::Originals::Keep)?;
-    arm::forget(&host.sysroot)?;
-
-    progress.step(Step::Done);
-    progress.end(Outcome::Finalized).write(&host.sysroot)?;
+    progress.end(Outcome::Finalized);
+    if let Err(error) = update.clean_up(durable, progress) {
+        progress.record.notes.push(format!("not cleaned up yet, the next boot does it: {error:#}"));
+    }
     Ok(Outcome::Finalized)
 }
 

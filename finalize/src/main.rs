@@ -6,6 +6,8 @@ use clap::Parser;
 use finalize::cli::Cli;
 
 fn main() -> ExitCode {
+    finalize::journal::begin();
+    finalize::sys::limit::open_files();
     let result = Cli::parse().run(&mut std::io::stdout().lock());
     match result {
         Ok(code) => code,

@@ -59,6 +59,21 @@ pub enum Step {
     Done,
 }
 
+impl Step {
+    /// Its name in a record.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Merge => "merge",
+            Self::Place => "place",
+            Self::Exchange => "exchange",
+            Self::Settle => "settle",
+            Self::CleanUp => "clean-up",
+            Self::Done => "done",
+        }
+    }
+}
+
 /// What the next boot found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextBoot {
@@ -219,6 +234,7 @@ impl Progress {
         *self.record.phases.entry(self.record.step).or_default() += spent;
         self.step_began = Instant::now();
         self.record.step = step;
+        sys::fault::step(step.name());
     }
 
     /// What the merge will do.

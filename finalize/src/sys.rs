@@ -3,8 +3,10 @@
 
 pub mod fault;
 pub mod file;
+pub mod limit;
 pub mod mount;
 pub mod node;
 pub mod rename;
+pub mod space;
 pub mod sync;
 pub mod xattr;

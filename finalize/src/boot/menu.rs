@@ -77,7 +77,8 @@ impl Menu {
             sys::file::write_atomic(&self.dir, USER_CFG_STAGED, carried.as_bytes())
                 .context("carrying menuentries into grub2/user.cfg.staged")?;
         }
-        sys::sync::file_system(self.dir.open(".")?).context("syncing the boot file system")
+        sys::sync::file_system(self.dir.open(".")?).context("syncing the boot file system")?;
+        sys::sync::checkpoint(&self.dir).context("writing the boot file system's journal back")
     }
 
     /// The exchange.
@@ -107,6 +108,19 @@ impl Menu {
         let live = sys::file::read(&self.dir, USER_CFG).context("reading grub2/user.cfg back")?.unwrap_or_default();
         ensure!(first(&live).as_ref() == Some(&self.id), "after the exchange grub2/user.cfg boots {:?}", first(&live));
         Ok(())
+    }
+
+    /// Makes the old menu the live one again, durably.
+    ///
+    /// # Errors
+    ///
+    /// When there is no old menu, and those of renameat2(2) and syncing.
+    pub fn take_back(&self) -> Result<()> {
+        let old = self.next.as_deref().and_then(first);
+        ensure!(old.is_some_and(|id| id != self.id), "grub2/user.cfg.staged has no deployment to go back to");
+        self.exchange()?;
+        sys::sync::file_system(self.dir.open(".")?).context("syncing grub2")?;
+        sys::sync::checkpoint(&self.dir).context("writing the boot file system's journal back")
     }
 
     /// Removes the old menu.

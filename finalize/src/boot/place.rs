@@ -12,7 +12,7 @@ use cap_std::fs::Dir;
 use super::{Loader, Place, esp, swap::Method};
 use crate::{
     host::{Access, Host, dir, open, writable},
-    layout::{ENTRIES, ENTRIES_STAGED, GRUB, LOADER, USER_CFG},
+    layout::{EFI_LINUX_BOOTC, ENTRIES, ENTRIES_STAGED, GRUB, LOADER, USER_CFG},
     staged::BootType,
     sys,
 };
@@ -56,7 +56,7 @@ pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
         (Loader::SystemdBoot, _) => {
             let place =
                 |root| Place { root, boot: "", loader: Loader::SystemdBoot, method: Method::OneByOne, menu: None };
-            Ok(esps(host)?.into_iter().map(place).collect())
+            Ok(taking_part(esps(host)?).into_iter().map(place).collect())
         }
         (Loader::Grub, BootType::Bls) => {
             let (boot, root) = boot_dir(host)?;
@@ -66,7 +66,7 @@ pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
         }
         (Loader::Grub, BootType::Uki) => {
             // One menu, and the ESP that booted: the UKIs of others are copies of it.
-            let root = esps(host)?.pop().context("there is no ESP for the UKIs")?;
+            let root = those_with(esps(host)?, EFI_LINUX_BOOTC).pop().context("there is no ESP for the UKIs")?;
             let (_, boot) = boot_dir(host)?;
             let menu = boot.open_dir(GRUB).with_context(|| format!("opening {GRUB} in the boot directory"))?;
             Ok(vec![Place { root, boot: "", loader: Loader::Grub, method: Method::Exchange, menu: Some(menu) }])
@@ -135,6 +135,24 @@ fn esps(host: &Host) -> Result<Vec<Dir>> {
     let given = &host.ambient.esp;
     let found = if given.is_empty() { esp::find(&host.ambient.sys, root_device(host)?)? } else { given.clone() };
     found.iter().map(|path| esp_at(host, path)).collect()
+}
+
+/// The ESPs that the next entries are for. One without `loader/` is somebody else's, Windows' say. One on which nothing was
+/// staged while it was on another is a copy that nobody keeps, or was finished by a run that was stopped later.
+fn taking_part(esps: Vec<Dir>) -> Vec<Dir> {
+    let ours = those_with(esps, LOADER);
+    let all = ours.len();
+    let staged = those_with(ours, &format!("{LOADER}/{ENTRIES_STAGED}"));
+    if staged.len() < all {
+        tracing::info!("{} of {all} ESPs have nothing staged on them, and stay as they are", all - staged.len());
+    }
+    staged
+}
+
+/// The file systems that have the directory `path`; all of them when none has it.
+fn those_with(all: Vec<Dir>, path: &str) -> Vec<Dir> {
+    let (with, without): (Vec<_>, Vec<_>) = all.into_iter().partition(|dir| dir.is_dir(path));
+    if with.is_empty() { without } else { with }
 }
 
 fn esp_at(host: &Host, path: &Path) -> Result<Dir> {

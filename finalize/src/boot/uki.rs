@@ -110,6 +110,19 @@ impl Renames {
         Ok(())
     }
 
+    /// Takes the names away from the copies whose originals are still staged, durably.
+    ///
+    /// # Errors
+    ///
+    /// Those of unlink(2) and syncing, and when the staged files are gone.
+    pub fn take_back(&self) -> Result<()> {
+        ensure!(!self.waiting.is_empty(), "the staged UKIs are gone: there is nothing to go back to");
+        for (dir, name) in self.waiting.iter().rev() {
+            sys::file::remove(dir, name).with_context(|| format!("removing {name}"))?;
+        }
+        sys::sync::file_system(self.boots.0.open(".")?).context("syncing the ESP")
+    }
+
     /// Removes the staged files.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     etc::{Merge, Sources, diff},
     host::open,
+    stop::Stop,
 };
 
 /// What to do with the three trees.
@@ -100,7 +101,7 @@ impl Etc {
     ///
     /// # Errors
     ///
-    /// Those of reading the trees and of writing the output, which then is not left behind.
+    /// Those of reading the trees and of writing the output, which then, as after a signal, is not left behind.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         let (Self::Plan { trees, .. } | Self::Merge { trees, .. }) = &self;
         let [pristine, current, new] = [open(&trees.pristine)?, open(&trees.current)?, open(&trees.new)?];
@@ -116,7 +117,8 @@ impl Etc {
             Self::Plan { form, .. } => form.print(&merge, out)?,
             Self::Merge { output, conflicts, json, .. } => {
                 if !refused {
-                    write_merged(&merge, &output, conflicts)?;
+                    let stop = Stop::at_signal().context("listening for signals")?;
+                    write_merged(&merge, &output, conflicts, &stop)?;
                 }
                 Form { json, content: false }.print(&merge, out)?;
             }
@@ -125,7 +127,7 @@ impl Etc {
     }
 }
 
-fn write_merged(merge: &Merge<'_>, output: &Path, conflicts: Option<PathBuf>) -> Result<()> {
+fn write_merged(merge: &Merge<'_>, output: &Path, conflicts: Option<PathBuf>, stop: &Stop) -> Result<()> {
     let default = || {
         let mut name = output.as_os_str().to_owned();
         name.push(".conflicts");
@@ -136,7 +138,7 @@ fn write_merged(merge: &Merge<'_>, output: &Path, conflicts: Option<PathBuf>) ->
     for (dir, name) in [(&parent, &name), (&aside, &aside_name)] {
         ensure!(dir.symlink_metadata(name).is_err(), "{name} exists beside {}: remove it", output.display());
     }
-    let written = merge.write_to((&parent, &name), (&aside, &aside_name));
+    let written = merge.write_to((&parent, &name), (&aside, &aside_name), stop);
     if written.is_err() {
         _ = parent.remove_dir_all(&name);
         _ = aside.remove_dir_all(&aside_name);

@@ -1,34 +1,63 @@
-//! The commands that tell: `staged`, `plan` and `status`, as lines for people or as JSON.
+//! The commands that tell: `staged`, `report`, `plan` and `status`, as lines for people or as JSON.
 
 use std::{io::Write, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::etc::Form;
 use crate::{
+    arm::{self, Verdict},
     finalize,
     host::{Ambient, Host},
+    journal::{BOOTED, FAILED, FINALIZED, NOT_BOOTED, REFUSED, UNFINISHED, Weight, tell},
     preview,
-    record::Outcome,
+    record::{Outcome, Step},
     status::Status,
+    stop::Stop,
 };
 
 /// Finalizes, and says how it ended.
 ///
 /// # Errors
 ///
-/// Those of the finalization.
+/// Those of the finalization, which the journal is told as well.
 pub fn staged(ambient: &Ambient, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
-    let finished = finalize(ambient);
-    match (&finished.record, json) {
-        (Some(record), true) => writeln!(out, "{:#}", serde_json::to_value(record)?)?,
-        (Some(record), false) if finished.result.is_ok() => writeln!(out, "{record}")?,
+    let mut stop = Stop::at_signal().context("listening for signals")?;
+    let finished = finalize(ambient, &mut stop);
+    match (&finished.record, &finished.result) {
+        (Some(record), _) if json => writeln!(out, "{:#}", serde_json::to_value(record)?)?,
+        (Some(record), Ok(outcome)) => {
+            let text = record.to_string();
+            match outcome {
+                Outcome::Finalized if record.step == Step::Done => tell(out, FINALIZED, Weight::Info, &text)?,
+                Outcome::Finalized => tell(out, FINALIZED, Weight::Warning, &text)?,
+                Outcome::Refused => tell(out, REFUSED, Weight::Warning, &text)?,
+                _ => writeln!(out, "{text}")?,
+            }
+        }
+        (_, Err(error)) => tell(&mut std::io::sink(), FAILED, Weight::Warning, &format!("{error:#}"))?,
         _ => {}
     }
     Ok(match finished.result? {
         Outcome::Refused => ExitCode::from(3),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// Says what became of the last finalization.
+///
+/// # Errors
+///
+/// Those of [`arm::report`].
+pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
+    let verdict = arm::report(host, &Stop::at_signal().context("listening for signals")?)?;
+    let text = verdict.to_string();
+    match verdict {
+        Verdict::Nothing => Ok(writeln!(out, "{text}")?),
+        Verdict::Booted(_) => tell(out, BOOTED, Weight::Info, &text),
+        Verdict::NotBooted(_) => tell(out, NOT_BOOTED, Weight::Warning, &text),
+        Verdict::Unfinished(_) => tell(out, UNFINISHED, Weight::Warning, &text),
+    }
 }
 
 /// Prints what a finalization would do to /etc.

@@ -150,15 +150,15 @@ pub struct Owners {
     pub gids: BTreeSet<u32>,
 }
 
-/// Merges the files that both sides changed. `files` holds those that parse; `decided` says what the merged tree has
-/// for the others.
+/// Merges the files that both sides changed. `files` holds all that parse; `decided` says what the merged tree has for
+/// those that the table decides, which change only where a record is still needed.
 pub fn merge(files: &BTreeMap<File, Sides>, decided: &BTreeMap<File, Table>, owners: &Owners) -> Merged {
     let mut merged = Merged::default();
-    for (file, sides) in files {
+    for (file, sides) in files.iter().filter(|(file, _)| !decided.contains_key(*file)) {
         let table = merge_file(*file, sides, &mut merged.notes);
         merged.tables.insert(*file, table);
     }
-    keep_what_is_referred_to(files, owners, &mut merged);
+    keep_what_is_referred_to(files, decided, owners, &mut merged);
     for file in [File::Passwd, File::Group] {
         report_collisions(file, &mut merged);
         keep_consistent(file, files, decided, &mut merged);
@@ -223,11 +223,19 @@ fn merge_list(p: &[u8], c: &[u8], n: &[u8]) -> Vec<u8> {
 }
 
 /// Users and groups that the image dropped stay while something local refers to them.
-fn keep_what_is_referred_to(files: &BTreeMap<File, Sides>, owners: &Owners, merged: &mut Merged) {
-    let primary_groups: BTreeSet<Vec<u8>> = numbers(merged.tables.get(&File::Passwd), 3);
-    let members: BTreeSet<Vec<u8>> = merged.tables.get(&File::Group).into_iter().flat_map(member_names).collect();
+fn keep_what_is_referred_to(
+    files: &BTreeMap<File, Sides>,
+    decided: &BTreeMap<File, Table>,
+    owners: &Owners,
+    merged: &mut Merged,
+) {
+    let of = |merged: &Merged, file| merged.tables.get(&file).or_else(|| decided.get(&file)).cloned();
+    let primary_groups: BTreeSet<&[u8]> = local_lines(files, File::Passwd).map(|line| &line[3][..]).collect();
+    let members: BTreeSet<&[u8]> = local_lines(files, File::Group).flat_map(|line| names_in(&line[3])).collect();
+    let all_members: BTreeSet<Vec<u8>> = of(merged, File::Group).iter().flat_map(member_names).collect();
     for (file, owned) in [(File::Passwd, &owners.uids), (File::Group, &owners.gids)] {
-        let (Some(sides), Some(table)) = (files.get(&file), merged.tables.get_mut(&file)) else { continue };
+        let (Some(sides), Some(mut table)) = (files.get(&file), of(merged, file)) else { continue };
+        let before = table.order.len();
         for name in &sides.current.order {
             if table.records.contains_key(name) || sides.new.records.contains_key(name) {
                 continue;
@@ -235,29 +243,36 @@ fn keep_what_is_referred_to(files: &BTreeMap<File, Sides>, owners: &Owners, merg
             let number = sides.current.number(name, 2).unwrap_or_default();
             let is_owner = text(number).parse().is_ok_and(|number| owned.contains(&number));
             let is_named = match file {
-                File::Passwd => members.contains(name),
+                File::Passwd => members.contains(&name[..]) && all_members.contains(name),
                 _ => primary_groups.contains(number),
             };
             if is_owner || is_named {
-                merged.notes.push(format!(
-                    "{}: the image dropped {}, which is still referred to",
-                    file.name(),
-                    text(name)
-                ));
+                let note = format!("{}: the image dropped {}, which is still referred to", file.name(), text(name));
+                merged.notes.push(note);
                 table.insert(name, sides.current.records[name].clone());
             }
+        }
+        if table.order.len() > before {
+            merged.tables.insert(file, table);
         }
     }
 }
 
-fn numbers(table: Option<&Table>, field: usize) -> BTreeSet<Vec<u8>> {
-    let lines = table.into_iter().flat_map(|table| table.records.values()).flatten();
-    lines.filter_map(|line| line.get(field).cloned()).collect()
+/// Lines that were added or changed here.
+fn local_lines(files: &BTreeMap<File, Sides>, file: File) -> impl Iterator<Item = &Vec<Vec<u8>>> {
+    files.get(&file).into_iter().flat_map(|sides| {
+        let changed = |name: &Vec<u8>, record: &Record| sides.pristine.records.get(name) != Some(record);
+        sides.current.records.iter().filter(move |(name, record)| changed(name, record)).flat_map(|(_, record)| record)
+    })
 }
 
 fn member_names(table: &Table) -> impl Iterator<Item = Vec<u8>> {
     let lists = table.records.values().flatten().filter_map(|line| line.get(3));
-    lists.flat_map(|list| list.split(|b| *b == b',')).filter(|name| !name.is_empty()).map(<[u8]>::to_vec)
+    lists.flat_map(|list| names_in(list)).map(<[u8]>::to_vec)
+}
+
+fn names_in(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|b| *b == b',').filter(|name| !name.is_empty())
 }
 
 /// Two names of one number: both stay, for files of either belong to that number.
@@ -304,85 +319,4 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sides(file: File, p: &str, c: &str, n: &str) -> Sides {
-        let parse = |text: &str| Table::parse(file, text.replace(' ', "\n").as_bytes()).unwrap();
-        Sides { pristine: parse(p), current: parse(c), new: parse(n) }
-    }
-
-    fn check(file: File, [p, c, n]: [&str; 3], want: &str, notes: usize) {
-        let files = BTreeMap::from([(file, sides(file, p, c, n))]);
-        let merged = merge(&files, &BTreeMap::new(), &Owners::default());
-        let got = String::from_utf8(merged.tables[&file].bytes()).unwrap();
-        assert_eq!(got.trim_end().replace('\n', " "), want);
-        assert_eq!(merged.notes.len(), notes, "{:?}", merged.notes);
-        // A second run changes nothing.
-        let again = BTreeMap::from([(file, sides(file, p, c, want))]);
-        let again = merge(&again, &BTreeMap::new(), &Owners::default());
-        assert_eq!(again.tables[&file], merged.tables[&file]);
-    }
-
-    #[test]
-    fn users_of_both_sides_are_there() {
-        let p = "root:x:0:0::/root:/bin/sh d:x:5:5:::";
-        let c = "root:x:0:0::/root:/bin/zsh d:x:5:5::: me:x:1000:1000::/home/me:/bin/sh";
-        let n = "root:x:0:0:r:/root:/bin/sh t:x:104:104:::";
-        check(
-            File::Passwd,
-            [p, c, n],
-            "root:x:0:0:r:/root:/bin/zsh t:x:104:104::: me:x:1000:1000::/home/me:/bin/sh",
-            0,
-        );
-    }
-
-    #[test]
-    fn what_was_removed_here_stays_removed() {
-        check(File::Passwd, ["a:x:1:1::: b:x:2:2:::", "a:x:1:1:::", "a:x:1:1:n:: b:x:2:2:::"], "a:x:1:1:n::", 0);
-        check(File::Passwd, ["b:x:2:2::: c:x:3:3:::", "c:x:3:3:::", "b:x:2:2:n:: c:x:3:3:::"], "c:x:3:3:::", 1);
-    }
-
-    #[test]
-    fn a_local_password_survives_and_a_field_that_differs_is_reported() {
-        check(File::Shadow, ["r:*:1::::::", "r:$y$:2::::::", "r:*:3::::::"], "r:$y$:2::::::", 1);
-        check(File::Passwd, ["", "t:x:105:105:::", "t:x:106:105:::"], "t:x:105:105:::", 1);
-        check(File::Passwd, ["", "me:x:105:105:::", "t:x:105:106:::"], "t:x:105:106::: me:x:105:105:::", 1);
-    }
-
-    #[test]
-    fn member_lists_merge_as_sets() {
-        check(File::Group, ["g:x:1:a,b,c", "g:x:1:a,b,me", "g:x:1:b,c,new"], "g:x:1:b,new,me", 0);
-        check(File::Gshadow, ["g:!::a", "g:!:me:a", "g:!::a,b"], "g:!:me:a,b", 0);
-    }
-
-    #[test]
-    fn a_dropped_record_stays_while_something_refers_to_it() {
-        let group = sides(File::Group, "g:x:7: h:x:8:", "g:x:7: h:x:8: me:x:1000:", "h:x:8:x");
-        let passwd = sides(File::Passwd, "a:x:1:1:::", "a:x:1:1::: me:x:1000:7:::", "a:x:1:1:n::");
-        let files = BTreeMap::from([(File::Group, group), (File::Passwd, passwd)]);
-        let merged = merge(&files, &BTreeMap::new(), &Owners::default());
-        assert_eq!(merged.tables[&File::Group].bytes(), b"h:x:8:x\nme:x:1000:\ng:x:7:\n");
-        assert_eq!(merged.notes.len(), 1);
-    }
-
-    #[test]
-    fn passwd_and_shadow_stay_consistent() {
-        // The image dropped d from passwd, and its shadow was only changed here.
-        let passwd = sides(File::Passwd, "a:x:1:1::: d:x:2:2:::", "a:x:1:1:c:: d:x:2:2:::", "a:x:1:1::: t:x:3:3:::");
-        let shadow = sides(File::Shadow, "a:*::::::: d:*:::::::", "a:*::::::: d:!:::::::", "a:*::::::: t:*:::::::");
-        let files = BTreeMap::from([(File::Passwd, passwd), (File::Shadow, shadow)]);
-        let merged = merge(&files, &BTreeMap::new(), &Owners::default());
-        assert_eq!(merged.tables[&File::Passwd].bytes(), b"a:x:1:1:c::\nt:x:3:3:::\n");
-        assert_eq!(merged.tables[&File::Shadow].bytes(), b"a:*:::::::\nt:*:::::::\n");
-    }
-
-    #[test]
-    fn what_does_not_parse_is_left_to_the_table() {
-        for bad in ["x", "a:b", ":x:0:0:::", "a:x:1:1::: a:x:2:2:::", "+"] {
-            assert!(Table::parse(File::Passwd, bad.replace(' ', "\n").as_bytes()).is_none(), "{bad}");
-        }
-        assert!(Table::parse(File::Subuid, b"a:1:2\na:5:6\n").is_some());
-        assert!(Table::parse(File::Passwd, b"").is_some());
-    }
-}
+mod tests;

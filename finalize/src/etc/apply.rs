@@ -1,28 +1,25 @@
 //! Writes the merged tree: the new tree's nodes by hard link, local ones by copy. Neither tree is changed.
+//!
+//! Directories first, top down; then what is in them, a thread a directory; their owners, modes and times last, bottom
+//! up. No two threads write in one directory, which the kernel would not let them do at once anyway.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io,
-    os::{fd::BorrowedFd, unix::fs::MetadataExt},
-};
+mod writer;
+
+use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 
 use rayon::prelude::*;
-use rustix::{
-    fs::{Mode, OFlags, openat},
-    io::Errno,
-};
 
+use self::writer::{Writer, finish};
 use super::{
     merge::Take,
+    names::Names,
     plan::{Plan, Step},
-    scan::{self, Walker},
+    scan::Walker,
     tree::{Kind, Node, RelPath, Tree},
 };
-use crate::sys;
+use crate::{stop::Stop, sys};
 
-/// How often a file that changes under the copy is copied.
-const TRIES: u32 = 3;
+type Failed = (RelPath, io::Error);
 
 /// What was written.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -31,6 +28,15 @@ pub struct Applied {
     pub bytes_copied: u64,
     /// Files that kept changing while they were copied, or that vanished.
     pub moved: Vec<RelPath>,
+}
+
+impl Applied {
+    /// Both.
+    pub fn and(mut self, more: Self) -> Self {
+        self.bytes_copied += more.bytes_copied;
+        self.moved.extend(more.moved);
+        self
+    }
 }
 
 /// Where nodes come from and go to.
@@ -42,71 +48,105 @@ pub struct Roots<'a> {
     pub new: BorrowedFd<'a>,
     /// An empty directory: the merged tree.
     pub output: BorrowedFd<'a>,
+    /// Asked before each directory, and before each copy of a local node.
+    pub stop: &'a Stop,
+}
+
+impl Roots<'_> {
+    /// Fails when it is time to stop.
+    fn check(&self) -> io::Result<()> {
+        self.stop.check().map_err(io::Error::other)
+    }
+}
+
+/// What the merged tree will have, apart into what threads can do without meeting each other.
+#[derive(Default)]
+struct Work<'a> {
+    /// Directories, by depth.
+    levels: Vec<Vec<(&'a RelPath, &'a Node)>>,
+    /// Everything else, by directory.
+    leaves: BTreeMap<RelPath, Leaves<'a>>,
+    /// Local names of inodes that have several: one becomes a link to the other.
+    shared: Vec<(&'a RelPath, &'a Step)>,
+}
+
+#[derive(Default)]
+struct Leaves<'a> {
+    steps: Vec<(&'a RelPath, &'a Step)>,
+    quiet: Option<&'a Names>,
+}
+
+impl<'a> Work<'a> {
+    fn of(plan: &'a Plan) -> Self {
+        let mut work = Self::default();
+        for (path, step) in &plan.steps {
+            match &step.node {
+                None => {}
+                Some(node) if node.is_dir() => {
+                    let depth = path.components().count() - 1;
+                    work.levels.resize_with(work.levels.len().max(depth + 1), Vec::new);
+                    work.levels[depth].push((path, node));
+                }
+                Some(Node { kind: Kind::File { shared: true, .. }, .. }) if step.take == Take::Current => {
+                    work.shared.push((path, step));
+                }
+                Some(_) => work.leaves.entry(path.parent().unwrap_or_default()).or_default().steps.push((path, step)),
+            }
+        }
+        for (dir, names) in &plan.quiet.leaves {
+            work.leaves.entry(dir.clone()).or_default().quiet = Some(names);
+        }
+        work
+    }
 }
 
 /// Writes the merged tree into `roots.output`.
 ///
 /// # Errors
 ///
-/// The path and the error of the first node that could not be written; then `output` is to be removed.
-pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, (RelPath, io::Error)> {
-    let mut writer = Writer::new(roots).map_err(|error| (RelPath::default(), error))?;
-    for (path, step) in &plan.steps {
-        let Some(node) = &step.node else { continue };
-        let label = new.nodes.get(path).and_then(|node| node.label.as_ref());
-        let written = match step.take {
-            _ if step.content.is_some() => writer.put(path, step, label),
-            Take::New => writer.take_new(path, node),
-            Take::Current => writer.take_current(path, &relabelled(node, label)),
-        };
-        written.map_err(|error| (path.clone(), error))?;
+/// The path and the error of the first node that could not be written, or before which it was time to stop; then
+/// `output` is to be removed.
+pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, Failed> {
+    let work = Work::of(plan);
+    let step = |writer: &mut Writer<'_>, path: &RelPath, step: &Step| {
+        writer.step(path, step, new.nodes.get(path)).map_err(|error| (path.clone(), error))
+    };
+    for level in &work.levels {
+        each_dir(level, roots, |parent, name, _| sys::node::mkdir(parent, name))?;
     }
-    let leaves: Vec<_> = plan.quiet.leaves.iter().collect();
-    let copied: u64 =
-        leaves.par_iter().map(|(dir, names)| take_all(dir, names, roots)).try_reduce(|| 0, |a, b| Ok(a + b))?;
-    writer.done.bytes_copied += copied;
-    for (path, step) in plan.steps.iter().rev() {
-        if let Some(node) = step.node.as_ref().filter(|node| node.is_dir()) {
-            writer.finish_dir(path, node).map_err(|error| (path.clone(), error))?;
-        }
+    let fill = |writer: &mut Writer<'_>, (dir, leaves): (&RelPath, &Leaves<'_>)| {
+        leaves.steps.iter().try_for_each(|(path, what)| step(writer, path, what))?;
+        roots.check().map_err(|error| (dir.clone(), error))?;
+        leaves.quiet.map_or(Ok(()), |names| writer.take_all(dir, names))?;
+        Ok(std::mem::take(&mut writer.done))
+    };
+    let done = work.leaves.par_iter().map_init(|| Writer::new(roots), fill);
+    let done = done.try_reduce(Applied::default, |one, other| Ok(one.and(other)))?;
+    let mut writer = Writer::new(roots);
+    work.shared.iter().try_for_each(|(path, what)| step(&mut writer, path, what))?;
+    for level in work.levels.iter().rev() {
+        each_dir(level, roots, finish)?;
     }
     if let Some(root) = &plan.root {
         finish(roots.output, b".", root).map_err(|error| (RelPath::default(), error))?;
     }
-    Ok(writer.done)
+    let mut done = done.and(writer.done);
+    done.moved.sort();
+    Ok(done)
 }
 
-/// The new tree's leaves `names` of the directory `dir`; returns the bytes that had to be copied.
-fn take_all(dir: &RelPath, names: &[Box<[u8]>], roots: Roots<'_>) -> Result<u64, (RelPath, io::Error)> {
-    let here = |error: io::Error| (dir.clone(), error);
-    let mut walkers = (Walker::new(roots.new).map_err(here)?, Walker::new(roots.output).map_err(here)?);
-    let (from, to) = (walkers.0.dir(dir).map_err(here)?, walkers.1.dir(dir).map_err(here)?);
-    let mut bytes = 0;
-    for name in names {
-        let taken = take_leaf(from, to, name, || match scan::node(from, name)? {
-            scan::Found::Node(node) => Ok(node),
-            _ => Err(Errno::NOENT.into()),
-        });
-        bytes +=
-            taken.map_err(|error| (RelPath::child(Some(dir).filter(|dir| !dir.as_bytes().is_empty()), name), error))?;
-    }
-    Ok(bytes)
-}
-
-/// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot be, a copy
-/// of `node`. Returns the bytes that had to be copied.
-fn take_leaf(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    name: &[u8],
-    node: impl FnOnce() -> io::Result<Node>,
-) -> io::Result<u64> {
-    match sys::node::link(from, name, to, name) {
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {
-            copy((from, name), to, name, &node()?).map(|copied| copied.bytes)
-        }
-        other => other.map(|()| 0),
-    }
+/// Calls `what` with each directory's parent in the merged tree, its name and its node.
+fn each_dir(
+    dirs: &[(&RelPath, &Node)],
+    roots: Roots<'_>,
+    what: impl Fn(BorrowedFd<'_>, &[u8], &Node) -> io::Result<()> + Sync,
+) -> Result<(), Failed> {
+    let one = |walker: &mut Walker<'_>, (path, node): &(&RelPath, &Node)| {
+        let done = roots.check().and_then(|()| walker.parent_of(path));
+        let done = done.and_then(|parent| what(parent, path.name(), node));
+        done.map_err(|error| ((*path).clone(), error))
+    };
+    dirs.par_iter().map_init(|| Walker::new(roots.output), one).collect()
 }
 
 /// Copies the local nodes that are kept beside the image's into the merged tree.
@@ -114,12 +154,12 @@ fn take_leaf(
 /// # Errors
 ///
 /// As [`apply`].
-pub fn put_beside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, (RelPath, io::Error)> {
-    let mut writer = Writer::new(roots).map_err(|error| (RelPath::default(), error))?;
+pub fn put_beside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, Failed> {
+    let mut writer = Writer::new(roots);
     for (from, to) in &plan.beside {
         let renamed =
             |path: &RelPath| RelPath::from_bytes([to.as_bytes(), &path.as_bytes()[from.as_bytes().len()..]].concat());
-        let nodes: Vec<_> = current.nodes.iter().filter(|(path, _)| *path == from || path.is_below(from)).collect();
+        let nodes = local_nodes(plan, current, |path| path == from || path.is_below(from));
         for (path, node) in &nodes {
             writer.copy_current(path, &renamed(path), node).map_err(|error| ((*path).clone(), error))?;
         }
@@ -136,10 +176,10 @@ pub fn put_beside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Appli
 /// # Errors
 ///
 /// As [`apply`].
-pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, (RelPath, io::Error)> {
-    let mut writer = Writer::new(roots).map_err(|error| (RelPath::default(), error))?;
+pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, Failed> {
+    let mut writer = Writer::new(roots);
     let wanted = |path: &RelPath| plan.aside.iter().any(|top| path == top || path.is_below(top) || top.is_below(path));
-    let nodes: Vec<_> = current.nodes.iter().filter(|(path, _)| wanted(path)).collect();
+    let nodes = local_nodes(plan, current, wanted);
     for (path, node) in &nodes {
         writer.take_current(path, node).map_err(|error| ((*path).clone(), error))?;
     }
@@ -149,141 +189,8 @@ pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applie
     Ok(writer.done)
 }
 
-fn relabelled(node: &Node, label: Option<&Vec<u8>>) -> Node {
-    Node { label: label.cloned().or_else(|| node.label.clone()), ..node.clone() }
-}
-
-struct Writer {
-    current: Walker,
-    new: Walker,
-    output: Walker,
-    /// The first path of each local inode with several names.
-    first_names: BTreeMap<(u64, u64), RelPath>,
-    links: Walker,
-    done: Applied,
-}
-
-impl Writer {
-    fn new(roots: Roots<'_>) -> io::Result<Self> {
-        Ok(Self {
-            current: Walker::new(roots.current)?,
-            new: Walker::new(roots.new)?,
-            output: Walker::new(roots.output)?,
-            links: Walker::new(roots.output)?,
-            first_names: BTreeMap::new(),
-            done: Applied::default(),
-        })
-    }
-
-    /// A node of the new tree: leaves as [`take_leaf`] does, directories anew.
-    fn take_new(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
-        let to = self.output.parent_of(path)?;
-        if node.is_dir() {
-            return sys::node::mkdir(to, path.name());
-        }
-        let from = self.new.parent_of(path)?;
-        self.done.bytes_copied += take_leaf(from, to, path.name(), || Ok(node.clone()))?;
-        Ok(())
-    }
-
-    /// A file with bytes that neither tree has.
-    fn put(&mut self, path: &RelPath, step: &Step, label: Option<&Vec<u8>>) -> io::Result<()> {
-        let (Some(node), Some(content)) = (&step.node, &step.content) else { return Ok(()) };
-        let to = self.output.parent_of(path)?;
-        sys::node::write(&File::from(sys::node::create(to, path.name())?), content)?;
-        self.done.bytes_copied += content.len() as u64;
-        finish(to, path.name(), &relabelled(node, label))
-    }
-
-    /// A node of the live tree, copied. One that vanished since the plan was made is left out.
-    fn take_current(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
-        self.copy_current(path, path, node)
-    }
-
-    /// The same, under another path.
-    fn copy_current(&mut self, from_path: &RelPath, path: &RelPath, node: &Node) -> io::Result<()> {
-        let to = self.output.parent_of(path)?;
-        if node.is_dir() {
-            return sys::node::mkdir(to, path.name());
-        }
-        if let Kind::File { inode, shared: true, .. } = node.kind
-            && let Some(first) = self.first_names.get(&inode)
-        {
-            let from = self.links.parent_of(first)?;
-            return sys::node::link(from, first.name(), to, path.name());
-        }
-        let copied =
-            self.current.parent_of(from_path).and_then(|from| copy((from, from_path.name()), to, path.name(), node));
-        match copied {
-            Ok(copied) => {
-                self.done.bytes_copied += copied.bytes;
-                if copied.moving {
-                    self.done.moved.push(path.clone());
-                }
-                if let Kind::File { inode, shared: true, .. } = node.kind {
-                    self.first_names.insert(inode, path.clone());
-                }
-                Ok(())
-            }
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => {
-                self.done.moved.push(path.clone());
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Owner, mode and times of a directory, once everything is in it.
-    fn finish_dir(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
-        finish(self.output.parent_of(path)?, path.name(), node)
-    }
-}
-
-struct Copied {
-    bytes: u64,
-    moving: bool,
-}
-
-fn copy(from: (BorrowedFd<'_>, &[u8]), to: BorrowedFd<'_>, name: &[u8], node: &Node) -> io::Result<Copied> {
-    let copied = match &node.kind {
-        Kind::Link(target) => {
-            sys::node::symlink(target, to, name)?;
-            Copied { bytes: 0, moving: false }
-        }
-        _ => copy_file(from, (to, name))?,
-    };
-    finish(to, name, node)?;
-    Ok(copied)
-}
-
-/// The bytes of a file, again where it changed meanwhile.
-fn copy_file(from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<Copied> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let source = File::from(openat(from.0, from.1, flags, Mode::empty())?);
-    let target = File::from(sys::node::create(to.0, to.1)?);
-    let stamp = || source.metadata().map(|m| (m.ctime(), m.ctime_nsec(), m.mtime(), m.mtime_nsec(), m.len()));
-    let mut bytes = 0;
-    for _ in 0..TRIES {
-        let before = stamp()?;
-        bytes = sys::node::copy_bytes(&source, &target)?;
-        if stamp()? == before {
-            return Ok(Copied { bytes, moving: false });
-        }
-    }
-    Ok(Copied { bytes, moving: true })
-}
-
-/// Owner, extended attributes, mode, times, in this order: a change of owner drops set-id bits and capabilities.
-fn finish(dir: BorrowedFd<'_>, name: &[u8], node: &Node) -> io::Result<()> {
-    sys::node::chown(dir, name, node.uid, node.gid)?;
-    for (key, value) in &node.xattrs {
-        sys::xattr::set(dir, name, key, value)?;
-    }
-    if let Some(label) = &node.label {
-        sys::xattr::set(dir, name, b"security.selinux", label)?;
-    }
-    if !matches!(node.kind, Kind::Link(_)) {
-        sys::node::chmod(dir, name, node.mode)?;
-    }
-    sys::node::set_mtime(dir, name, node.mtime)
+/// Local nodes that are wanted, without those that are never carried and what is below these.
+fn local_nodes<'a>(plan: &Plan, current: &'a Tree, wanted: impl Fn(&RelPath) -> bool) -> Vec<(&'a RelPath, &'a Node)> {
+    let skipped = |path: &RelPath| plan.skipped.iter().any(|top| path == top || path.is_below(top));
+    current.nodes.iter().filter(|(path, _)| wanted(path) && !skipped(path)).collect()
 }

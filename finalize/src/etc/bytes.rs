@@ -14,9 +14,9 @@ use rustix::{
 
 use super::{
     Sources,
-    plan::{SameBytes, Side},
+    plan::{Plan, SameBytes, Side},
     scan::{self, Walker},
-    tree::RelPath,
+    tree::{RelPath, Tree},
 };
 
 /// What opening a file without following or waiting for anything takes.
@@ -29,26 +29,22 @@ type Buffers = [[u8; 1 << 16]; 2];
 
 /// The files of the three trees.
 #[derive(Debug)]
-pub struct Files {
-    pristine: Option<Walker>,
-    current: Walker,
-    new: Walker,
+pub struct Files<'a> {
+    pristine: Option<Walker<'a>>,
+    current: Walker<'a>,
+    new: Walker<'a>,
     buffers: Box<Buffers>,
 }
 
-impl Files {
+impl<'a> Files<'a> {
     /// The files below the three roots.
-    ///
-    /// # Errors
-    ///
-    /// `EMFILE`.
-    pub fn new(sources: &Sources<'_>) -> io::Result<Self> {
-        Ok(Self {
-            pristine: sources.pristine.map(Walker::new).transpose()?,
-            current: Walker::new(sources.current)?,
-            new: Walker::new(sources.new)?,
+    pub fn new(sources: &Sources<'a>) -> Self {
+        Self {
+            pristine: sources.pristine.map(Walker::new),
+            current: Walker::new(sources.current),
+            new: Walker::new(sources.new),
             buffers: Box::new([[0; 1 << 16]; 2]),
-        })
+        }
     }
 
     fn open(&mut self, side: Side, path: &RelPath) -> io::Result<Option<File>> {
@@ -69,9 +65,22 @@ impl Files {
             Err(error) => Err(error),
         }
     }
+
+    /// Opens every local file that `plan` copies, so that one which must not be read is known before the first write. A
+    /// file that vanished meanwhile is none of them.
+    ///
+    /// # Errors
+    ///
+    /// The path and the error of the first that cannot be opened.
+    pub fn check_readable(&mut self, plan: &Plan, current: &Tree) -> Result<(), (RelPath, io::Error)> {
+        for path in plan.copied(current) {
+            self.open(Side::Current, path).map_err(|error| (path.clone(), error))?;
+        }
+        Ok(())
+    }
 }
 
-impl SameBytes for Files {
+impl SameBytes for Files<'_> {
     fn same_bytes(&mut self, one: Side, other: Side, path: &RelPath) -> io::Result<bool> {
         let (Some(mut one), Some(mut other)) = (self.open(one, path)?, self.open(other, path)?) else {
             return Ok(false);

@@ -8,17 +8,17 @@ use super::{
     Merge, bytes,
     merge::{Reason, Take},
     plan::{SameBytes, Side},
-    tree::{Kind, RelPath},
+    tree::{Kind, Node, RelPath},
 };
 
 /// For every file that does not just follow the image, in order: what differs between the image's and the merged one.
-/// The content of files with passwords is never shown.
+/// The content of files with passwords, and of those that not everybody may read, is never shown.
 ///
 /// # Errors
 ///
 /// Those of reading.
 pub fn all(merge: &Merge<'_>) -> Result<Vec<(RelPath, String)>> {
-    let mut files = bytes::Files::new(&merge.sources)?;
+    let mut files = bytes::Files::new(&merge.sources);
     let mut all = vec![];
     let interesting = |reason| !matches!(reason, Reason::Image | Reason::Converged);
     for (path, step) in merge.plan.steps.iter().filter(|(_, step)| interesting(step.reason)) {
@@ -36,15 +36,15 @@ pub fn all(merge: &Merge<'_>) -> Result<Vec<(RelPath, String)>> {
             (None, None, _) => vec![],
         };
         if image != merged {
-            all.push((path.clone(), describe(path, &image, &merged)));
+            let is_secret = is_secret(path, step.node.as_ref()) || [&image, &merged].iter().any(|b| is_private_key(b));
+            all.push((path.clone(), describe(is_secret, &image, &merged)));
         }
     }
     Ok(all)
 }
 
-fn describe(path: &RelPath, image: &[u8], merged: &[u8]) -> String {
-    let secret = [&b"shadow"[..], b"gshadow", b"shadow-", b"gshadow-"].contains(&path.name()) || is_private_key(merged);
-    match (secret, std::str::from_utf8(image), std::str::from_utf8(merged)) {
+fn describe(is_secret: bool, image: &[u8], merged: &[u8]) -> String {
+    match (is_secret, std::str::from_utf8(image), std::str::from_utf8(merged)) {
         (false, Ok(image), Ok(merged)) if !image.contains('\0') && !merged.contains('\0') => {
             let mut text = String::new();
             for hunk in similar::TextDiff::from_lines(image, merged).unified_diff().iter_hunks() {
@@ -57,6 +57,13 @@ fn describe(path: &RelPath, image: &[u8], merged: &[u8]) -> String {
     }
 }
 
+/// Whether it holds passwords, also as a backup or an editor's copy (`shadow-`, `.gshadow.swp`, `opasswd`), or is not for
+/// everybody.
+fn is_secret(path: &RelPath, merged: Option<&Node>) -> bool {
+    let by_name = [&b"shadow"[..], b"opasswd"].iter().any(|word| path.name().windows(word.len()).any(|w| w == *word));
+    by_name || merged.is_some_and(|node| node.mode & 0o004 == 0)
+}
+
 fn is_private_key(bytes: &[u8]) -> bool {
-    bytes.windows(11).take(256).any(|window| window == b"PRIVATE KEY")
+    bytes.windows(11).any(|window| window == b"PRIVATE KEY")
 }

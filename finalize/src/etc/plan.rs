@@ -3,6 +3,7 @@
 //! Deciding is pure but for one question, whether two files have the same bytes, which is asked only where everything
 //! else is equal, and of the new tree only where the live one was changed.
 
+mod choose;
 mod print;
 mod records;
 
@@ -15,9 +16,12 @@ use serde::Serialize;
 
 use super::{
     merge::{Reason, Shape, Sides, Take, resolve},
-    policy::{Accounts, Keep, Policy},
+    names::Names,
+    policy::{Accounts, Policy},
     tree::{Kind, Node, RelPath, Tree},
 };
+
+pub use print::Colour;
 
 /// A tree of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +70,7 @@ pub struct Quiet {
     /// How many there are, also those that the image dropped.
     pub followed: u64,
     /// The names of those that the new tree has, by directory; the root is the empty path.
-    pub leaves: BTreeMap<RelPath, Vec<Box<[u8]>>>,
+    pub leaves: BTreeMap<RelPath, Names>,
 }
 
 /// One path of the merged tree.
@@ -132,20 +136,22 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     for tree in [&trees.pristine, &trees.current, &trees.new] {
         paths.extend(tree.nodes.keys());
     }
+    let (ignored, paths): (BTreeSet<_>, BTreeSet<_>) = paths.into_iter().partition(|path| policy.ignores(path));
     let changes = Changes::find(trees, &paths, bytes)?;
     let mut plan = Plan { root: root_node(trees), quiet, skipped: trees.current.skipped.clone(), ..Plan::default() };
+    // With all below them.
+    let is_top = |path: &&RelPath| path.parent().is_none_or(|above| !policy.ignores(&above));
+    plan.skipped.extend(ignored.into_iter().filter(is_top).cloned());
     for path in paths {
-        if policy.ignores(path) {
-            plan.skipped.push(path.clone());
-            continue;
-        }
         let mut step = decide(&plan, trees, &changes, path);
         plan.choose(policy, path, &mut step, trees);
-        if step.take == Take::Current && step.node.is_some() {
-            plan.keep_parents(trees, path);
+        if step.node.is_some() {
+            plan.keep_parents(trees, path, step.take);
         }
         plan.steps.insert(path.clone(), step);
     }
+    plan.skipped.sort();
+    plan.skipped.dedup();
     if policy.accounts == Accounts::Merge {
         records::decide(&mut plan, bytes, policy)?;
     }
@@ -238,7 +244,7 @@ fn shape(node: Option<&Node>) -> Shape {
 fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a RelPath) -> Step {
     let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
     let is_below = |top: &RelPath| path.is_below(top);
-    if plan.aside.iter().any(is_below) || plan.beside.keys().any(is_below) {
+    if plan.moved().any(is_below) {
         // Below a type conflict everything is the image's; what was local is set aside as a whole.
         return Step { take: Take::New, reason: Reason::Image, node: n.cloned(), content: None };
     }
@@ -252,9 +258,12 @@ fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a Re
             Take::Current if parent.reason != Reason::TypeConflict && changes.new.contains(path) && n.is_some() => {
                 Reason::RemovedConflict
             }
+            // Nobody has it any more, whatever became of what was above it.
+            _ if parent.reason.is_conflict() && c.is_none() && n.is_none() => Reason::Converged,
             _ => parent.reason,
         };
-        let kept_for_children = parent.reason == Reason::Image && changes.current.contains(path) && c.is_some();
+        let dropped = parent.take == Take::New && parent.node.is_none();
+        let kept_for_children = dropped && changes.current.contains(path) && c.is_some();
         if !kept_for_children {
             return Step { take: parent.take, reason: hidden, node: None, content: None };
         }
@@ -284,56 +293,36 @@ fn is_local_identity(path: &RelPath, current: Option<&Node>) -> bool {
 }
 
 impl Plan {
-    /// Applies what rules and policies say to the table's decision.
-    fn choose(&mut self, policy: &Policy, path: &RelPath, step: &mut Step, trees: &Trees) {
-        let under = |tops: &BTreeSet<RelPath>| tops.iter().any(|top| path.is_below(top));
-        if under(&self.aside) || under(&self.kept) || self.beside.keys().any(|top| path.is_below(top)) {
-            return;
-        }
-        let keep = match (policy.rule(path), step.reason) {
-            (Some(keep @ (Keep::Local | Keep::Image)), _) => keep,
-            (Some(keep), reason) if reason.is_conflict() => keep,
-            (None, Reason::TypeConflict) => policy.type_clash,
-            _ => return,
-        };
-        let [c, n] = [&trees.current, &trees.new].map(|tree| tree.nodes.get(path));
-        match keep {
-            Keep::Fail => self.refused.push(path.clone()),
-            Keep::Local => (step.take, step.node) = (Take::Current, c.cloned()),
-            Keep::Image | Keep::Both => (step.take, step.node) = (Take::New, n.cloned()),
-        }
-        let has_local = c.is_some() && step.reason.is_conflict();
-        match (keep, step.reason) {
-            (Keep::Local, Reason::TypeConflict) => _ = self.kept.insert(path.clone()),
-            (Keep::Both, _) if has_local => {
-                let aside = RelPath::from_bytes([path.as_bytes(), b".etc-local"].concat());
-                self.beside.insert(path.clone(), aside);
-            }
-            (Keep::Image | Keep::Fail, Reason::TypeConflict) => _ = self.aside.insert(path.clone()),
-            _ => {}
-        }
-        if step.reason == Reason::Image && step.take == Take::Current {
-            step.reason = Reason::Local;
-        } else if step.reason == Reason::Local && step.take == Take::New {
-            step.reason = Reason::Image;
-        }
-    }
-
-    /// Directories that the image dropped stay for the local files in them.
-    fn keep_parents(&mut self, trees: &Trees, path: &RelPath) {
-        let mut above = path.parent();
-        while let Some(dir) = above {
-            if let Some(step) = self.steps.get_mut(&dir).filter(|step| step.node.is_none()) {
-                step.node = trees.current.nodes.get(&dir).cloned();
-                step.take = Take::Current;
-            }
-            above = dir.parent();
-        }
-    }
-
     /// The paths that a person has to be told about, with the reason.
     pub fn conflicts(&self) -> impl Iterator<Item = (&RelPath, Reason)> {
         self.steps.iter().filter(|(_, step)| step.reason.is_conflict()).map(|(path, step)| (path, step.reason))
+    }
+
+    /// Local nodes that are kept elsewhere than in their place, each with all below it.
+    fn moved(&self) -> impl Iterator<Item = &RelPath> {
+        self.aside.iter().chain(self.beside.keys())
+    }
+
+    /// The local files whose bytes are carried over, wherever to.
+    pub fn copied<'a>(&'a self, current: &'a Tree) -> impl Iterator<Item = &'a RelPath> {
+        let in_place = |path: &RelPath| {
+            let step = self.steps.get(path);
+            step.is_some_and(|step| step.take == Take::Current && step.node.is_some() && step.content.is_none())
+        };
+        let elsewhere = |path: &RelPath| self.moved().any(|top| path == top || path.is_below(top));
+        let files = current.nodes.iter().filter(|(_, node)| matches!(node.kind, Kind::File { .. }));
+        files.map(|(path, _)| path).filter(move |path| in_place(path) || elsewhere(path))
+    }
+
+    /// How many bytes have to be written: local files, merged ones, and a block a directory.
+    pub fn bytes(&self) -> u64 {
+        let size = |step: &Step| match (step.take, step.node.as_ref().map(|node| &node.kind), &step.content) {
+            (_, _, Some(content)) => content.len() as u64,
+            (_, Some(Kind::Dir), _) => 4096,
+            (Take::Current, Some(Kind::File { size, .. }), _) => *size,
+            _ => 0,
+        };
+        self.steps.values().map(size).sum()
     }
 
     /// How many paths each reason decided.

@@ -83,14 +83,20 @@ impl Policy {
         self.rules.iter().rev().find(|rule| rule.path.is_match(path)).map(|rule| rule.keep)
     }
 
-    /// Whether a path is never carried: lock files, the stamp by which `systemd-update-done` knows that /etc is older
-    /// than /usr, and what the configuration adds.
+    /// Whether no rule and nothing to be ignored can be deeper than in /etc itself, where the built-in ones are.
+    pub fn is_silent_below_the_root(&self) -> bool {
+        self.rules.is_empty() && self.ignore.is_empty()
+    }
+
+    /// Whether a path is never carried, with all below it: lock files, the stamp by which `systemd-update-done` knows that
+    /// /etc is older than /usr, and what the configuration adds.
     pub fn ignores(&self, path: &RelPath) -> bool {
         let built_in = matches!(
-            path.as_bytes(),
-            b".updated" | b".pwd.lock" | b"passwd.lock" | b"group.lock" | b"shadow.lock" | b"gshadow.lock"
+            path.components().next(),
+            Some(b".updated" | b".pwd.lock" | b"passwd.lock" | b"group.lock" | b"shadow.lock" | b"gshadow.lock")
         );
-        built_in || self.ignore.iter().any(|glob| glob.is_match(as_path(path)))
+        let ignored = |path: &RelPath| self.ignore.iter().any(|glob| glob.is_match(as_path(path)));
+        built_in || ignored(path) || std::iter::successors(path.parent(), RelPath::parent).any(|above| ignored(&above))
     }
 }
 

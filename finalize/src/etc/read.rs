@@ -6,7 +6,6 @@
 //! node nothing is read at all. Everything else becomes nodes, for [`super::plan`] to decide on.
 
 use std::{
-    collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
@@ -19,9 +18,10 @@ use rustix::{
 
 use super::{
     Sources, bytes,
+    names::{Listing, Names, Types, zip},
     plan::{Quiet, Trees},
     policy::{Policy, is_special},
-    scan::{DIR, Found, entries, node},
+    scan::{DIR, Found, node},
     tree::{Kind, Node, RelPath, Tree},
 };
 
@@ -72,6 +72,19 @@ struct Everything {
     failed: Option<(RelPath, io::Error)>,
 }
 
+/// What else than the table decides on a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    /// Nothing.
+    None,
+    /// It is an account file or the machine's id.
+    Special,
+    /// It is never carried, and what is below it is not looked at.
+    Ignored,
+    /// A rule, of it or of a directory above it.
+    Named,
+}
+
 struct Reader<'a> {
     policy: &'a Policy,
     found: Mutex<Everything>,
@@ -84,8 +97,6 @@ struct Visit {
     /// Whether a rule names it, or a directory above it.
     ruled: bool,
 }
-
-type Types = [Option<FileType>; 3];
 
 impl Reader<'_> {
     fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit) {
@@ -116,45 +127,78 @@ impl Reader<'_> {
     /// Reads one directory of the three; returns the directories in it, and whether a rule names them.
     fn look(&self, visit: &Visit) -> Result<Vec<(RelPath, bool)>, (RelPath, io::Error)> {
         let here = || visit.path.clone().unwrap_or_default();
+        let lists = visit.list().map_err(|error| (here(), error))?;
         let mut all = Everything::default();
-        let (mut quiet, mut followed, mut below) = (vec![], 0, vec![]);
-        for (name, types) in names(&visit.dirs).map_err(|error| (here(), error))? {
-            let path = RelPath::child(visit.path.as_ref(), &name);
-            let ruled = visit.ruled || self.policy.rule(&path).is_some();
-            let plain = !ruled && !self.policy.ignores(&path) && !is_special(&path);
-            if plain && is_quiet(&visit.dirs, &name, types).map_err(|error| (path.clone(), error))? {
-                followed += 1;
+        let (mut quiet, mut below) = (Names::default(), vec![]);
+        for (name, types) in zip(&lists) {
+            let path = || RelPath::child(visit.path.as_ref(), name);
+            let at = |error: io::Error| (path(), error);
+            let rules = self.rules(visit, name);
+            if rules == Rules::None && is_quiet(&visit.dirs, name, types).map_err(at)? {
+                all.quiet.followed += 1;
                 if types[2].is_some() {
-                    quiet.push(name.into_boxed_slice());
+                    quiet.push(name);
                 }
                 continue;
             }
             let mut is_dir = false;
             for (side, dir) in all.sides.iter_mut().zip(&visit.dirs) {
                 let Some(dir) = dir else { continue };
-                match node(dir.as_fd(), &name).map_err(|error| (path.clone(), error))? {
+                match node(dir.as_fd(), name).map_err(at)? {
                     Found::Vanished => {}
-                    Found::Special => side.skipped.push(path.clone()),
+                    Found::Special => side.skipped.push(path()),
                     Found::Node(node) => {
                         is_dir |= node.is_dir();
-                        side.nodes.push((path.clone(), node));
+                        side.nodes.push((path(), node));
                     }
                 }
             }
-            if is_dir {
-                below.push((path, ruled));
+            if is_dir && rules != Rules::Ignored {
+                below.push((path(), rules == Rules::Named));
             }
         }
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        for (side, more) in found.sides.iter_mut().zip(all.sides) {
+        if !quiet.is_empty() {
+            all.quiet.leaves.insert(here(), quiet);
+        }
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).add(all);
+        Ok(below)
+    }
+
+    /// What else than the table decides on the path `name` of a directory.
+    fn rules(&self, visit: &Visit, name: &[u8]) -> Rules {
+        if visit.path.is_some() && self.policy.is_silent_below_the_root() {
+            // Most of /etc: not even the path has to be put together.
+            return Rules::None;
+        }
+        let path = RelPath::child(visit.path.as_ref(), name);
+        if self.policy.ignores(&path) {
+            return Rules::Ignored;
+        }
+        match self.policy.rule(&path) {
+            Some(_) => Rules::Named,
+            None if visit.ruled => Rules::Named,
+            None if is_special(&path) => Rules::Special,
+            None => Rules::None,
+        }
+    }
+}
+
+impl Everything {
+    fn add(&mut self, more: Self) {
+        for (side, more) in self.sides.iter_mut().zip(more.sides) {
             side.nodes.extend(more.nodes);
             side.skipped.extend(more.skipped);
         }
-        found.quiet.followed += followed;
-        if !quiet.is_empty() {
-            found.quiet.leaves.insert(here(), quiet);
-        }
-        Ok(below)
+        self.quiet.followed += more.quiet.followed;
+        self.quiet.leaves.extend(more.quiet.leaves);
+    }
+}
+
+impl Visit {
+    fn list(&self) -> io::Result<[Listing; 3]> {
+        let list = |dir: &Option<OwnedFd>| dir.as_ref().map(Listing::read).transpose().map(Option::unwrap_or_default);
+        let [pristine, current, new] = &self.dirs;
+        Ok([list(pristine)?, list(current)?, list(new)?])
     }
 }
 
@@ -167,17 +211,6 @@ fn enter(above: &Visit, path: RelPath, ruled: bool) -> Result<Visit, (RelPath, i
     let [pristine, current, new] = &above.dirs;
     let dirs = [open(pristine)?, open(current)?, open(new)?];
     Ok(Visit { path: Some(path), dirs, ruled })
-}
-
-/// The names in the three directories, and what each is there as far as reading a directory says.
-fn names(dirs: &[Option<OwnedFd>; 3]) -> io::Result<BTreeMap<Vec<u8>, Types>> {
-    let mut names = BTreeMap::<_, Types>::new();
-    for (side, dir) in dirs.iter().enumerate() {
-        if let Some(dir) = dir {
-            entries(dir, |name, kind| names.entry(name.to_vec()).or_default()[side] = Some(kind))?;
-        }
-    }
-    Ok(names)
 }
 
 /// Whether the leaf `name` is surely equal in the pristine and the live tree, and no more than a leaf in the new one.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir as Stream, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx},
+    fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx},
     io::Errno,
 };
 
@@ -32,22 +32,6 @@ pub enum Found {
     Special,
     /// Nothing (any more), or a whiteout.
     Vanished,
-}
-
-/// Calls `each` with every name in `dir`, and its type as far as the file system says it here.
-///
-/// # Errors
-///
-/// Those of getdents64(2).
-pub fn entries(dir: &OwnedFd, mut each: impl FnMut(&[u8], FileType)) -> io::Result<()> {
-    for entry in Stream::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            each(name, entry.file_type());
-        }
-    }
-    Ok(())
 }
 
 /// The node `name` of `dir`.
@@ -107,19 +91,15 @@ fn with_xattrs(kind: Kind, stat: &Statx, mut xattrs: Xattrs) -> Node {
 
 /// Directories of a tree, opened component by component; neighbours share what is already open.
 #[derive(Debug)]
-pub struct Walker {
-    root: OwnedFd,
+pub struct Walker<'a> {
+    root: BorrowedFd<'a>,
     open: Vec<(Vec<u8>, OwnedFd)>,
 }
 
-impl Walker {
+impl<'a> Walker<'a> {
     /// Begins at `root`.
-    ///
-    /// # Errors
-    ///
-    /// `EMFILE`.
-    pub fn new(root: BorrowedFd<'_>) -> io::Result<Self> {
-        Ok(Self { root: root.try_clone_to_owned()?, open: Vec::new() })
+    pub fn new(root: BorrowedFd<'a>) -> Self {
+        Self { root, open: Vec::new() }
     }
 
     /// The directory that holds `path`.
@@ -142,11 +122,11 @@ impl Walker {
         let shared = self.open.iter().zip(&wanted).take_while(|((name, _), want)| name == *want).count();
         self.open.truncate(shared);
         for name in &wanted[shared..] {
-            let above = self.open.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
+            let above = self.open.last().map_or(self.root, |(_, fd)| fd.as_fd());
             let fd = openat(above, *name, DIR, Mode::empty())?;
             self.open.push((name.to_vec(), fd));
         }
-        Ok(self.open.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd()))
+        Ok(self.open.last().map_or(self.root, |(_, fd)| fd.as_fd()))
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! Every function of [`crate::sys`] that changes something on a disk calls [`changing`] first. Without the feature
 //! `failpoints` (in every shipped binary) that is nothing at all. With it, `COMPOSEFS_FINALIZE_FAIL=<how>:<n>` arms the
-//! n-th call, counted from 1: `exit` ends the process at once, as a power cut does; `enospc` and `eio` make that call,
-//! and every one after it, fail.
+//! n-th call, counted from 1: `exit` ends the process at once, as a power cut does; `term` sends it SIGTERM; `enospc` and
+//! `eio` make that call, and every one after it, fail; `enospc-once` and `eio-once` only that one.
+//!
+//! `COMPOSEFS_FINALIZE_NO_SYNC=<step>,<step>` is sabotage: nothing is synced during these steps of a finalization
+//! ([`crate::record::Step`]). A proof that power cuts do no harm must fail then, or it proves nothing.
 
 /// Announces the changing system call `name`.
 ///
@@ -16,8 +19,20 @@ pub fn changing(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A step of the finalization begins.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn step(_name: &str) {}
+
+/// Whether this step's syncs are left out; without the feature `failpoints`, never.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn is_sabotaged() -> bool {
+    false
+}
+
 #[cfg(feature = "failpoints")]
-pub use armed::changing;
+pub use armed::{changing, is_sabotaged, step};
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -25,17 +40,20 @@ mod armed {
         io,
         sync::{
             OnceLock,
-            atomic::{AtomicU64, Ordering},
+            atomic::{AtomicBool, AtomicU64, Ordering},
         },
     };
 
     use rustix::io::Errno;
 
     static CALLS: AtomicU64 = AtomicU64::new(0);
+    static SABOTAGED: AtomicBool = AtomicBool::new(false);
 
     #[derive(Clone, Copy)]
     enum How {
         Exit,
+        Term,
+        Errors(Errno),
         Error(Errno),
     }
 
@@ -46,8 +64,11 @@ mod armed {
             let (how, n) = text.split_once(':')?;
             let how = match how {
                 "exit" => How::Exit,
-                "enospc" => How::Error(Errno::NOSPC),
-                "eio" => How::Error(Errno::IO),
+                "term" => How::Term,
+                "enospc" => How::Errors(Errno::NOSPC),
+                "eio" => How::Errors(Errno::IO),
+                "enospc-once" => How::Error(Errno::NOSPC),
+                "eio-once" => How::Error(Errno::IO),
                 _ => return None,
             };
             Some((how, n.parse().ok()?))
@@ -59,8 +80,23 @@ mod armed {
         let n = CALLS.fetch_add(1, Ordering::SeqCst) + 1;
         match plan() {
             Some((How::Exit, at)) if n == at => std::process::exit(77),
-            Some((How::Error(errno), at)) if n >= at => Err(errno.into()),
+            Some((How::Term, at)) if n == at => {
+                Ok(rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)?)
+            }
+            Some((How::Error(errno), at)) if n == at => Err(errno.into()),
+            Some((How::Errors(errno), at)) if n >= at => Err(errno.into()),
             _ => Ok(()),
         }
+    }
+
+    /// A step of the finalization begins.
+    pub fn step(name: &str) {
+        let steps = std::env::var("COMPOSEFS_FINALIZE_NO_SYNC").unwrap_or_default();
+        SABOTAGED.store(steps.split(',').any(|step| step == name), Ordering::SeqCst);
+    }
+
+    /// Whether this step's syncs are left out.
+    pub fn is_sabotaged() -> bool {
+        SABOTAGED.load(Ordering::SeqCst)
     }
 }

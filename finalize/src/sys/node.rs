@@ -2,8 +2,11 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io::{self, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
 };
 
 use rustix::fs::{
@@ -45,41 +48,74 @@ pub fn symlink(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()
     Ok(symlinkat(target, dir, name)?)
 }
 
-/// A new, empty file that only its owner can read, until its mode is set.
+/// A new, empty file with the permission bits of `mode`, less the umask's; set-id bits only come when the owner is set.
+/// Whoever may not read it is kept out by a directory above it, see [`mkdir`].
 ///
 /// # Errors
 ///
 /// Those of openat(2); `EEXIST`.
-pub fn create(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+pub fn create(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<OwnedFd> {
     fault::changing("openat")?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
+    Ok(openat(dir, name, flags, Mode::from_raw_mode(mode & 0o777))?)
 }
 
-/// All bytes of `from` into `to`, both from their beginning: shared where the file system can (`FICLONE`), else copied.
-/// Returns the number of bytes.
+/// No bytes, in a file that had some.
 ///
 /// # Errors
 ///
-/// Those of read(2) and write(2).
-pub fn copy_bytes(from: &File, to: &File) -> io::Result<u64> {
+/// Those of ftruncate(2).
+pub fn empty(file: &File) -> io::Result<()> {
+    fault::changing("ftruncate")?;
+    file.set_len(0)
+}
+
+/// All bytes of `from` into the empty file `to`: shared where the file system can (`FICLONE`), else copied, as long as
+/// `may_go_on` says so, which is asked every 8 MiB. Returns the number of bytes.
+///
+/// # Errors
+///
+/// Those of read(2) and write(2), and of `may_go_on`.
+pub fn copy_bytes(from: &File, to: &File, may_go_on: impl Fn() -> io::Result<()>) -> io::Result<u64> {
+    const PIECE: u64 = 8 << 20;
     fault::changing("write")?;
+    let (mut from, mut to) = (from, to);
+    // Most files are small, and no file system shares less than a block.
+    let mut buffer = [0; 1 << 12];
+    let length = read_all(from, &mut buffer)?;
+    if length < buffer.len() {
+        to.write_all_at(&buffer[..length], 0)?;
+        return Ok(length as u64);
+    }
     if rustix::fs::ioctl_ficlone(to.as_fd(), from.as_fd()).is_ok() {
         return Ok(to.metadata()?.len());
     }
-    to.set_len(0)?;
-    let (mut from, mut to) = (from, to);
     let mut at = 0;
     // Only what is data: holes stay holes.
     while let Some((start, end)) = next_data(from, at)? {
         io::Seek::seek(&mut from, io::SeekFrom::Start(start))?;
         io::Seek::seek(&mut to, io::SeekFrom::Start(start))?;
-        io::copy(&mut io::Read::take(from, end - start), &mut to)?;
+        let mut data = io::Read::take(from, end - start);
+        while io::copy(&mut io::Read::take(&mut data, PIECE), &mut to)? > 0 {
+            may_go_on()?;
+        }
         at = end;
     }
     let length = from.metadata()?.len();
     to.set_len(length)?;
     Ok(length)
+}
+
+/// The file from its beginning, until the buffer is full or the file ends.
+fn read_all(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], filled as u64)? {
+            0 => break,
+            length => filled += length,
+        }
+    }
+    Ok(filled)
 }
 
 /// The next stretch of data at or behind `at`; see lseek(2), `SEEK_DATA`.
@@ -104,7 +140,7 @@ fn next_data(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
 pub fn write(to: &File, bytes: &[u8]) -> io::Result<()> {
     fault::changing("write")?;
     let mut to = to;
-    io::Write::write_all(&mut to, bytes)
+    to.write_all(bytes)
 }
 
 /// Owner and group.

@@ -14,6 +14,9 @@ use super::fault;
 /// `EIO` when the disk does not take it; then what is on it is unknown.
 pub fn fsync(file: impl AsFd) -> io::Result<()> {
     fault::changing("fsync")?;
+    if fault::is_sabotaged() {
+        return Ok(());
+    }
     Ok(rustix::fs::fsync(file)?)
 }
 
@@ -27,7 +30,9 @@ pub fn fsync(file: impl AsFd) -> io::Result<()> {
 /// As [`fsync`].
 pub fn file_system(dir: impl AsFd) -> io::Result<()> {
     fault::changing("syncfs")?;
-    rustix::fs::syncfs(&dir)?;
+    if !fault::is_sabotaged() {
+        rustix::fs::syncfs(&dir)?;
+    }
     fsync(dir)
 }
 
@@ -46,6 +51,9 @@ pub fn checkpoint(dir: &cap_std::fs::Dir) -> io::Result<()> {
         return Ok(());
     }
     fault::changing("ioctl")?;
+    if fault::is_sabotaged() {
+        return Ok(());
+    }
     let file = dir.open(".")?;
     match ext4_checkpoint(&file) {
         Err(error)

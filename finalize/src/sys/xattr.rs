@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{XattrFlags, lgetxattr, llistxattr, lsetxattr},
+    fs::{XattrFlags, lgetxattr, llistxattr, lremovexattr, lsetxattr},
     io::Errno,
 };
 
@@ -47,6 +47,19 @@ pub fn list(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<BTreeMap<Vec<u8>, Ve
 pub fn set(dir: BorrowedFd<'_>, name: &[u8], key: &[u8], value: &[u8]) -> io::Result<()> {
     fault::changing("lsetxattr")?;
     Ok(lsetxattr(&*path(dir, name), key, value, XattrFlags::empty())?)
+}
+
+/// Removes one extended attribute; it is no error when there is none.
+///
+/// # Errors
+///
+/// Those of lremovexattr(2).
+pub fn remove(dir: BorrowedFd<'_>, name: &[u8], key: &[u8]) -> io::Result<()> {
+    fault::changing("lremovexattr")?;
+    match lremovexattr(&*path(dir, name), key) {
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 fn path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {

@@ -24,6 +24,30 @@ fn assert_boots(machine: &Machine, when: &str) {
     assert_eq!(machine.etc("a")["hosts"], "mine", "{when}: the old /etc has changed");
 }
 
+/// The run has failed, and said so: what boots next is what it said.
+fn assert_failed(machine: &Machine, output: &Output, when: &str) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{when}: {message}");
+    assert!(message.contains("os error") || message.contains("stopped by a signal"), "{when}: {message}");
+    assert!(!message.contains("was not finalized") || message.contains("boots next"), "{when}: {message}");
+    if message.contains("the old deployment boots next") {
+        let first = machine.live().into_iter().find(|name| name.len() == 1);
+        assert_eq!(first.as_deref(), Some("a"), "{when}: {message}");
+    }
+}
+
+/// What failed once could be taken back: nothing is left of the run.
+fn assert_taken_back(machine: &Machine, output: &Output, when: &str) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    // Before anything is written, nothing is taken back, and nothing is said of what boots.
+    if message.contains("was not finalized") {
+        assert!(message.contains("the old deployment boots next"), "{when}: {message}");
+    }
+    let left = [layout::ETC_MERGING, layout::ETC_ORIG].map(|name| machine.state("b").join(name).exists());
+    assert_eq!(left, [false, false], "{when}: {message}");
+    assert_eq!(machine.etc("b")["hosts"], "1", "{when}: the image's /etc is not in place again");
+}
+
 fn check(how: &str) {
     for (loader, boot_type) in PATHS {
         let mut n = 1;
@@ -32,19 +56,27 @@ fn check(how: &str) {
             let when = format!("{loader} {boot_type} {how}:{n}");
             let output = stopped(&machine, how, n);
             assert_boots(&machine, &when);
-            let reached_end = output.status.success();
-            if !reached_end && how != "exit" {
-                let message = String::from_utf8_lossy(&output.stderr);
-                assert!(message.contains("os error"), "{when}: {message}");
+            if how == "exit" {
+                assert!(matches!(output.status.code(), Some(0 | 77)), "{when}: {output:?}");
+            } else if !output.status.success() {
+                assert_failed(&machine, &output, &when);
+                if how.ends_with("-once") || how == "term" {
+                    assert_taken_back(&machine, &output, &when);
+                }
             }
+            let whole = output.status.success() && !String::from_utf8_lossy(&output.stdout).contains("cleaned up");
             machine.ok(&["staged"]);
             machine.assert_finalized();
             assert!(!machine.path("sysroot").join(layout::STAGED).exists(), "{when}");
             assert!(fs::metadata(machine.state("b").join(layout::ETC_ORIG)).is_ok(), "{when}: {}", id("b"));
-            if reached_end {
+            // A signal is not noticed by a run that is past the exchange.
+            if whole && how != "term" || n > 300 {
                 break;
             }
             n += 1;
+            if how == "term" && whole && n > 60 {
+                break;
+            }
         }
         assert!(n > 40, "only {n} calls were counted");
         println!("{loader} {boot_type}: stopped by {how} at each of {} calls, all converge", n - 1);
@@ -64,4 +96,19 @@ fn a_run_on_a_full_disk_is_finished_by_the_next() {
 #[test]
 fn a_run_on_a_failing_disk_is_finished_by_the_next() {
     check("eio");
+}
+
+#[test]
+fn a_run_for_which_there_is_no_room_once_leaves_nothing_behind() {
+    check("enospc-once");
+}
+
+#[test]
+fn a_run_that_fails_once_leaves_nothing_behind() {
+    check("eio-once");
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_at_any_call_is_finished_by_the_next() {
+    check("term");
 }

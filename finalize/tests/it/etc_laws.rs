@@ -17,12 +17,15 @@ use std::{
 };
 
 use cap_std::{ambient_authority, fs::Dir};
-use finalize::etc::{
-    Merge, Sources,
-    merge::Take,
-    plan::{Plan, SameBytes, Side, Trees, plan},
-    policy::Policy,
-    tree::{Kind, Node, RelPath, Tree},
+use finalize::{
+    etc::{
+        Merge, Sources,
+        merge::Take,
+        plan::{Plan, SameBytes, Side, Trees, plan},
+        policy::{Keep, Policy, Rule, glob},
+        tree::{Kind, Node, RelPath, Tree},
+    },
+    stop::Stop,
 };
 use proptest::prelude::*;
 
@@ -69,8 +72,12 @@ fn tree(content: &Content, device: u64) -> Tree {
 }
 
 fn merge(p: &Content, c: &Content, n: &Content) -> (Content, Plan) {
+    merge_with(&Policy::default(), p, c, n)
+}
+
+fn merge_with(policy: &Policy, p: &Content, c: &Content, n: &Content) -> (Content, Plan) {
     let mut trees = Trees { pristine: tree(p, 1), current: tree(c, 2), new: tree(n, 3), ..Trees::default() };
-    let plan = plan(&mut trees, &mut Bytes([p, c, n]), &Policy::default()).unwrap();
+    let plan = plan(&mut trees, &mut Bytes([p, c, n]), policy).unwrap();
     let mut merged = Content::new();
     for (path, step) in &plan.steps {
         if let Some(node) = &step.node {
@@ -214,7 +221,7 @@ fn from_disk(root: &Path) -> Content {
 }
 
 /// What is planned from files, where most paths are never read whole, is what is planned from values.
-fn check_on_disk(p: &Content, c: &Content, n: &Content) {
+fn check_on_disk(p: &Content, c: &Content, n: &Content, policy: &Policy) {
     let dir = tempfile::tempdir().unwrap();
     for (name, content) in [("p", p), ("c", c), ("n", n)] {
         on_disk(&dir.path().join(name), content);
@@ -222,15 +229,32 @@ fn check_on_disk(p: &Content, c: &Content, n: &Content) {
     let open = |name: &str| Dir::open_ambient_dir(dir.path().join(name), ambient_authority()).unwrap();
     let (pristine, current, new) = (open("p"), open("c"), open("n"));
     let sources = Sources { pristine: Some(pristine.as_fd()), current: current.as_fd(), new: new.as_fd() };
-    let real = Merge::plan(sources, &Policy::default()).unwrap();
-    real.write(&open("."), "m", "x").unwrap();
-    let (wanted, plan) = merge(p, c, n);
+    let real = Merge::plan(sources, policy).unwrap();
+    real.write(&open("."), "m", "x", &Stop::never()).unwrap();
+    let (mut wanted, plan) = merge_with(policy, p, c, n);
+    for (from, to) in &plan.beside {
+        let moved = |path: &str| path.strip_prefix(&from.to_string()).map(|below| format!("{to}{below}"));
+        let is_there = |path: &&String| *path == &from.to_string() || path.starts_with(&format!("{from}/"));
+        let carried = |path: &&String| is_there(path) && !policy.ignores(&RelPath::from(path.as_str()));
+        for path in c.keys().filter(carried) {
+            assert!(wanted.insert(moved(path).unwrap(), c[path].clone()).is_none(), "{path} is beside what is there");
+        }
+    }
     let merged = from_disk(&dir.path().join("m"));
     let names = |content: &Content| content.iter().map(|(p, (n, b))| (p.clone(), n.mode, *b)).collect::<Vec<_>>();
     assert_eq!(names(&merged), names(&wanted), "\np {p:?}\nc {c:?}\nn {n:?}");
     assert_eq!(real.plan.counts(), plan.counts(), "\np {p:?}\nc {c:?}\nn {n:?}");
     assert_eq!(real.plan.to_json(), plan.to_json(), "\np {p:?}\nc {c:?}\nn {n:?}");
     assert_eq!(from_disk(&dir.path().join("n")), *n);
+    // No local file is lost, but where a rule for its very path gives it up.
+    for (path, leaf) in c.iter().filter(|(path, leaf)| !leaf.0.is_dir() && p.get(*path) != Some(leaf)) {
+        let path = RelPath::from(path.as_str());
+        let is_there = |top: &RelPath| path == *top || path.is_below(top);
+        let carried = merged.get(&path.to_string()) == Some(leaf);
+        let kept = plan.aside.iter().any(is_there) || plan.beside.keys().any(is_there);
+        let given_up = policy.ignores(&path) || matches!(policy.rule(&path), Some(Keep::Image));
+        assert!(carried || kept || given_up, "{path} is lost\np {p:?}\nc {c:?}\nn {n:?}");
+    }
 }
 
 proptest! {
@@ -238,8 +262,8 @@ proptest! {
 
     #[test]
     fn what_is_planned_from_files_is_what_is_planned_from_values(p in any_tree(), c in any_tree(), n in any_tree()) {
-        check_on_disk(&p, &c, &n);
-        check_on_disk(&p, &p, &n);
+        check_on_disk(&p, &c, &n, &Policy::default());
+        check_on_disk(&p, &p, &n, &Policy::default());
     }
 }
 
@@ -249,5 +273,30 @@ proptest! {
     #[test]
     fn random_trees_keep_the_laws(p in any_tree(), c in any_tree(), n in any_tree()) {
         check(&p, &c, &n);
+    }
+}
+
+/// Any rules over the names that [`any_tree`] uses.
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let keep = prop::sample::select(vec![Keep::Image, Keep::Local, Keep::Both]);
+    let path = prop::sample::select(vec!["**", "a", "a/**", "*/b", "b/*/c", "c*", "d/**"]);
+    let rules = proptest::collection::vec((path, keep.clone()), 0..3);
+    let ignore = proptest::option::of(prop::sample::select(vec!["b", "*/a", "c/**"]));
+    (keep, rules, ignore).prop_map(|(type_clash, rules, ignore)| Policy {
+        type_clash,
+        rules: rules.into_iter().map(|(path, keep)| Rule::new(path, keep).unwrap()).collect(),
+        ignore: ignore.into_iter().map(|path| glob(path).unwrap()).collect(),
+        ..Policy::default()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_policy_gives_a_plan_that_can_be_carried_out(
+        (p, c, n) in (any_tree(), any_tree(), any_tree()), policy in any_policy(),
+    ) {
+        check_on_disk(&p, &c, &n, &policy);
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use cap_std::{ambient_authority, fs::Dir};
-use finalize::etc::{Merge, Sources, policy::Policy};
+use finalize::{
+    etc::{Merge, Sources, policy::Policy},
+    stop::Stop,
+};
 
 /// Files as `path=content`, links as `path->target`, directories as `path/`.
 pub fn tree(root: &Path, nodes: &[&str]) {
@@ -60,7 +63,7 @@ fn check(pristine: &[&str], current: &[&str], new: &[&str], want: &[&str], aside
     let merge =
         Merge::plan(Sources { pristine: Some(p.as_fd()), current: c.as_fd(), new: n.as_fd() }, &Policy::default())
             .unwrap();
-    merge.write(&open("."), "m", "x").unwrap();
+    merge.write(&open("."), "m", "x", &Stop::never()).unwrap();
     for (name, want) in [("m", want), ("x", aside), ("p", pristine), ("c", current), ("n", new)] {
         let mut got = Vec::new();
         list(root, "", &mut Vec::new());
@@ -119,4 +122,18 @@ fn a_system_user_of_the_image_joins_local_users() {
     check(&[p], &[c], &[n], &["passwd=root:x:0:0:::\ntcpdump:x:104:104:::\nme:x:1000:1000:::\n"], &[]);
     // One that does not parse is local as a whole.
     check(&["group=x"], &["group=mine"], &["group=theirs"], &["group=mine"], &[]);
+}
+
+#[test]
+fn what_was_in_a_directory_that_both_sides_replaced_is_no_conflict_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, nodes) in [("p", "x/a=1"), ("c", "x->q"), ("n", "x->r")] {
+        tree(&dir.path().join(name), &[nodes]);
+    }
+    let open = |name: &str| Dir::open_ambient_dir(dir.path().join(name), ambient_authority()).unwrap();
+    let (p, c, n) = (open("p"), open("c"), open("n"));
+    let sources = Sources { pristine: Some(p.as_fd()), current: c.as_fd(), new: n.as_fd() };
+    let plan = Merge::plan(sources, &Policy::default()).unwrap().plan;
+    let conflicts: Vec<_> = plan.conflicts().map(|(path, _)| path.to_string()).collect();
+    assert_eq!(conflicts, ["x"]);
 }

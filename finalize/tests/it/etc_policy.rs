@@ -1,6 +1,6 @@
 //! Policies and rules, through the real program.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Output};
 
 use crate::etc_merge::{list, tree};
 
@@ -104,4 +104,50 @@ fn a_plan_is_printed_as_json_and_with_content() {
     let text = String::from_utf8(run(dir.path(), "plan", "", &["--content"]).stdout).unwrap();
     assert!(text.contains("-1\n+2\n") && !text.contains("secret"), "{text}");
     assert!(!String::from_utf8(output.stdout).unwrap().contains("secret"));
+}
+
+#[test]
+fn a_directory_that_is_ignored_is_left_out_with_all_below() {
+    let trees: [&[&str]; 3] =
+        [&["d/a=1", "d/s/b=1", "e=1"], &["d/a=1", "d/s/b=2", "e=1"], &["d/a=2", "d/s/b=1", "e=1"]];
+    check("[etc]\nignore = [\"d\"]\n", trees, &["e=1"], &[]);
+    check("[etc]\nignore = [\"d/s\"]\n", trees, &["d/a=2", "e=1"], &[]);
+}
+
+#[test]
+fn what_is_kept_beside_takes_a_name_that_is_free() {
+    let rule = "[[etc.rule]]\npath = \"**\"\nkeep = \"both\"\n";
+    let n: &[&str] = &["a=3", "a.etc-local=theirs"];
+    check(rule, [&["a=1"], &["a=2"], n], &["a=3", "a.etc-local=theirs", "a.etc-local.2=2"], &[]);
+    let long = "l".repeat(255);
+    let [p, c, n] = [1, 2, 3].map(|content| format!("{long}={content}"));
+    let beside = format!("{}.etc-local=2", "l".repeat(245));
+    check(rule, [&[&p], &[&c], &[&n]], &[&n, &beside], &[]);
+    // The image dropped it with its directory: there is nothing to be beside.
+    check(rule, [&["d/a=1"], &["d/a=2"], &[]], &["d/a=2"], &[]);
+}
+
+#[test]
+fn a_rule_brings_its_directories_back_and_yields_where_they_are_something_else() {
+    let rule = |keep: &str| format!("[[etc.rule]]\npath = \"d/s/**\"\nkeep = \"{keep}\"\n");
+    let image: &[&str] = &["d/s/a=1", "d/b=1", "e=1"];
+    check(&rule("image"), [image, &["e=1"], image], &["d/s/a=1", "e=1"], &[]);
+    check(&rule("local"), [image, image, &["e=1"]], &["d/s/a=1", "e=1"], &[]);
+    check(&rule("local"), [image, image, &["d->e", "e=1"]], &["d->e", "e=1"], &[]);
+    check(&rule("image"), [image, &["d->e", "e=1"], image], &["d->e", "e=1"], &[]);
+}
+
+#[test]
+fn a_rule_about_a_directory_loses_no_local_file_in_it() {
+    let config = "[[etc.rule]]\npath = \"c*\"\nkeep = \"image\"\n";
+    // A directory that was made here, where the image has a file.
+    check(config, [&["c=1"], &["c/mine=1", "c/sub/"], &["c=1"]], &["c=1"], &["c/mine=1", "c/sub/"]);
+    // One that the image drops, and that was changed here too.
+    let dir = tempfile::tempdir().unwrap();
+    trees(dir.path(), &["c/a=1"], &["c/a=1", "c/mine=1"], &[]);
+    fs::set_permissions(dir.path().join("c/c"), fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(run(dir.path(), "merge", config, &["--output", "m"]).status.success());
+    let mut got = vec![];
+    list(&dir.path().join("m"), "", &mut got);
+    assert_eq!(got, ["c/mine=1"]);
 }

@@ -15,10 +15,13 @@ use std::{
 };
 
 use cap_std::{ambient_authority, fs::Dir};
-use finalize::etc::{Merge, Sources, plan::Plan, policy::Policy};
+use finalize::{
+    etc::{Merge, Sources, plan::Plan, policy::Policy},
+    stop::Stop,
+};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
 
-struct Trap {
+pub struct Trap {
     dir: tempfile::TempDir,
 }
 
@@ -27,7 +30,7 @@ impl Trap {
         Self::below(&std::env::temp_dir())
     }
 
-    fn below(dir: &Path) -> Self {
+    pub fn below(dir: &Path) -> Self {
         let dir = tempfile::tempdir_in(dir).unwrap();
         for side in ["p", "c", "n"] {
             fs::create_dir(dir.path().join(side)).unwrap();
@@ -35,12 +38,12 @@ impl Trap {
         Self { dir }
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    pub fn at(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
 
     /// The same file on some sides.
-    fn file(&self, sides: &str, path: &str, content: &[u8]) {
+    pub fn file(&self, sides: &str, path: &str, content: &[u8]) {
         for side in sides.chars() {
             let path = self.at(&format!("{side}/{path}"));
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -48,7 +51,7 @@ impl Trap {
         }
     }
 
-    fn merge(&self) -> Plan {
+    pub fn merge(&self) -> Plan {
         self.merge_from("c")
     }
 
@@ -57,11 +60,11 @@ impl Trap {
         let (p, c, n) = (open(&self.at("p")), open(&self.at(current)), open(&self.at("n")));
         let sources = Sources { pristine: Some(p.as_fd()), current: c.as_fd(), new: n.as_fd() };
         let merge = Merge::plan(sources, &Policy::default()).unwrap();
-        merge.write(&open(self.dir.path()), "m", "x").unwrap();
+        merge.write(&open(self.dir.path()), "m", "x", &Stop::never()).unwrap();
         merge.plan
     }
 
-    fn merged(&self, path: &str) -> String {
+    pub fn merged(&self, path: &str) -> String {
         fs::read_to_string(self.at(&format!("m/{path}"))).unwrap()
     }
 
@@ -199,7 +202,7 @@ fn a_file_that_vanishes_between_plan_and_copy_is_a_removal() {
     let merge = Merge::plan(sources, &Policy::default()).unwrap();
     fs::remove_file(trap.at("c/gone")).unwrap();
     fs::write(trap.at("c/stays"), vec![b'2'; 100_000]).unwrap();
-    let applied = merge.write(&open(""), "m", "x").unwrap();
+    let applied = merge.write(&open(""), "m", "x", &Stop::never()).unwrap();
     assert!(trap.is_absent("gone"));
     assert_eq!(trap.merged("stays").len(), 100_000);
     assert_eq!(applied.moved.iter().map(ToString::to_string).collect::<Vec<_>>(), ["gone"]);

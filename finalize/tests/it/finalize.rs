@@ -3,6 +3,7 @@
 use std::fs;
 
 use finalize::{boot::Loader, layout};
+use sha2::{Digest, Sha256};
 
 use crate::machine::{Machine, PATHS, id};
 
@@ -197,4 +198,31 @@ fn a_full_esp_is_an_error_that_says_so_and_the_old_deployment_boots() {
     assert_eq!(tree, machine.tree(&esp));
     machine.ok(&["staged"]);
     machine.assert_finalized();
+}
+
+#[test]
+fn deployments_with_the_same_kernel_may_share_its_directory() {
+    for loader in [Loader::SystemdBoot, Loader::Grub] {
+        let machine = Machine::new(loader);
+        let [a, b] = ["a", "b"].map(|letter| layout::kernel_dir(&id(letter)));
+        for letter in ["a", "b"] {
+            let digest = hex::encode(Sha256::digest("aa"));
+            let origin = format!("[boot]\nboot_type = bls\ndigest = {digest}\n");
+            fs::write(machine.state(letter).join(layout::origin(&id(letter))), origin).unwrap();
+        }
+        fs::remove_dir_all(machine.kernel("b")).unwrap();
+        let staged = machine.boot("loader/entries.staged/bootc_x-1-1.conf");
+        fs::write(&staged, fs::read_to_string(&staged).unwrap().replace(&b, &a)).unwrap();
+        machine.ok(&["staged"]);
+        machine.assert_finalized();
+        let report = machine.command_after(&format!("composefs={}", id("b")), &["report"]).output().unwrap();
+        assert!(report.status.success(), "{report:?}");
+        assert_eq!(machine.tree(&machine.kernel("a")).len(), 2, "the directory that both name is whole");
+        // Any other kernel there is not what was staged.
+        let machine = Machine::new(loader);
+        let staged = machine.boot("loader/entries.staged/bootc_x-1-1.conf");
+        fs::write(&staged, fs::read_to_string(&staged).unwrap().replace(&b, "bootc_composefs-none")).unwrap();
+        assert!(machine.fails(&["staged"]).contains("bootc_composefs-none/vmlinuz"));
+        assert_eq!(machine.live().iter().find(|name| name.len() == 1).map(String::as_str), Some("a"));
+    }
 }

@@ -25,6 +25,7 @@ const PURE: &[&str] = &[
     "finalize/src/etc/accounts.rs",
     "finalize/src/etc/merge.rs",
     "finalize/src/etc/plan.rs",
+    "finalize/src/etc/plan/choose.rs",
     "finalize/src/etc/plan/records.rs",
     "finalize/src/etc/policy.rs",
     "finalize/src/etc/tree.rs",

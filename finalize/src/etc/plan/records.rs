@@ -10,32 +10,29 @@ use crate::etc::{
     tree::{Kind, RelPath},
 };
 
-/// Replaces content conflicts of account files by what [`accounts::merge`] makes of them.
+/// Replaces content conflicts of account files by what [`accounts::merge`] makes of them, and brings back records that
+/// the image dropped where something local refers to them. What a rule names is left alone.
 ///
 /// # Errors
 ///
 /// The path and the error of a file that could not be read.
 pub fn decide(plan: &mut Plan, bytes: &mut dyn SameBytes, policy: &Policy) -> Result<(), (RelPath, io::Error)> {
     let (mut files, mut decided) = (BTreeMap::new(), BTreeMap::new());
-    let conflict = |file: &File| step_of(plan, *file).is_some_and(|reason| reason == Reason::ContentConflict);
-    if !File::ALL.iter().any(conflict) {
-        return Ok(());
-    }
     for file in File::ALL {
         let Some(step) = plan.steps.get(&path(file)).filter(|step| is_file(step.node.as_ref())) else { continue };
         let mut table = |side| -> Result<Option<Table>, (RelPath, io::Error)> {
             let bytes = bytes.read(side, &path(file)).map_err(|error| (path(file), error))?;
             Ok(bytes.and_then(|bytes| Table::parse(file, &bytes)))
         };
-        if step.reason == Reason::ContentConflict && policy.rule(&path(file)).is_none() {
-            let (current, new) = (table(Side::Current)?, table(Side::New)?);
-            if let (Some(current), Some(new)) = (current, new) {
-                let pristine = table(Side::Pristine)?.unwrap_or_default();
-                files.insert(file, Sides { pristine, current, new });
-            }
-        } else {
-            let side = if step.take == Take::New { Side::New } else { Side::Current };
-            decided.extend(table(side)?.map(|table| (file, table)));
+        let (current, new) = (table(Side::Current)?, table(Side::New)?);
+        let conflict = step.reason == Reason::ContentConflict && policy.rule(&path(file)).is_none();
+        if !conflict {
+            let taken = if step.take == Take::New { &new } else { &current };
+            decided.extend(taken.clone().map(|table| (file, table)));
+        }
+        if let (Some(current), Some(new), true) = (current, new, policy.rule(&path(file)).is_none()) {
+            let pristine = table(Side::Pristine)?.unwrap_or_default();
+            files.insert(file, Sides { pristine, current, new });
         }
     }
     let merged = accounts::merge(&files, &decided, &owners(plan));
@@ -54,10 +51,6 @@ pub fn decide(plan: &mut Plan, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
 
 fn path(file: File) -> RelPath {
     RelPath::from(file.name())
-}
-
-fn step_of(plan: &Plan, file: File) -> Option<Reason> {
-    plan.steps.get(&path(file)).map(|step| step.reason)
 }
 
 fn is_file(node: Option<&crate::etc::tree::Node>) -> bool {

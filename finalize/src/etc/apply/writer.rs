@@ -1,0 +1,328 @@
+//! Writes nodes of the merged tree, one by one.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::{fd::BorrowedFd, unix::fs::MetadataExt},
+};
+
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx},
+    io::Errno,
+};
+
+use super::{Applied, Failed, Roots};
+use crate::{
+    etc::{
+        merge::Take,
+        names::Names,
+        plan::Step,
+        scan::{self, Walker},
+        tree::{Kind, Node, RelPath},
+    },
+    sys,
+};
+
+/// A node, by its directory and its name.
+type At<'a> = (BorrowedFd<'a>, &'a [u8]);
+
+/// How often a file that changes under the copy is copied.
+const TRIES: u32 = 3;
+
+/// Where it reads from and writes to, with the directories open that it was in last.
+pub struct Writer<'a> {
+    roots: Roots<'a>,
+    current: Walker<'a>,
+    new: Walker<'a>,
+    output: Walker<'a>,
+    /// The first path of each local inode with several names.
+    first_names: BTreeMap<(u64, u64), RelPath>,
+    links: Walker<'a>,
+    /// What it wrote.
+    pub done: Applied,
+}
+
+impl<'a> Writer<'a> {
+    /// Has written nothing.
+    pub fn new(roots: Roots<'a>) -> Self {
+        Self {
+            roots,
+            current: Walker::new(roots.current),
+            new: Walker::new(roots.new),
+            output: Walker::new(roots.output),
+            links: Walker::new(roots.output),
+            first_names: BTreeMap::new(),
+            done: Applied::default(),
+        }
+    }
+
+    /// What the plan says of `path`, where `new` is the new tree's node.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and writing.
+    pub fn step(&mut self, path: &RelPath, step: &Step, new: Option<&Node>) -> io::Result<()> {
+        let Some(node) = &step.node else { return Ok(()) };
+        let label = new.and_then(|node| node.label.clone()).or_else(|| node.label.clone());
+        match (&step.content, step.take) {
+            (Some(content), _) => self.put(path, content, &Node { label, ..node.clone() }),
+            (None, Take::New) => self.take_new(path, node),
+            (None, Take::Current) => self.take_current(path, &Node { label, ..node.clone() }),
+        }
+    }
+
+    /// The new tree's leaves `names` of the directory `dir`.
+    ///
+    /// # Errors
+    ///
+    /// The path and the error of the first that could not be written.
+    pub fn take_all(&mut self, dir: &RelPath, names: &Names) -> Result<(), Failed> {
+        let here = |error: io::Error| (dir.clone(), error);
+        let (from, to) = (self.new.dir(dir).map_err(here)?, self.output.dir(dir).map_err(here)?);
+        for name in names.iter() {
+            let node = || match scan::node(from, name)? {
+                scan::Found::Node(node) => Ok(node),
+                _ => Err(Errno::NOENT.into()),
+            };
+            let taken = take_leaf((from, name), (to, name), node, || self.roots.check());
+            let above = Some(dir).filter(|dir| !dir.as_bytes().is_empty());
+            self.done.bytes_copied += taken.map_err(|error| (RelPath::child(above, name), error))?;
+        }
+        Ok(())
+    }
+
+    /// A node of the new tree: leaves as [`take_leaf`] does, directories anew.
+    fn take_new(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
+        let to = self.output.parent_of(path)?;
+        if node.is_dir() {
+            return sys::node::mkdir(to, path.name());
+        }
+        let from = self.new.parent_of(path)?;
+        let (from, to) = ((from, path.name()), (to, path.name()));
+        self.done.bytes_copied += take_leaf(from, to, || Ok(node.clone()), || self.roots.check())?;
+        Ok(())
+    }
+
+    /// A file with bytes that neither tree has.
+    fn put(&mut self, path: &RelPath, content: &[u8], node: &Node) -> io::Result<()> {
+        let to = self.output.parent_of(path)?;
+        sys::node::write(&File::from(sys::node::create(to, path.name(), node.mode)?), content)?;
+        self.done.bytes_copied += content.len() as u64;
+        finish(to, path.name(), node)
+    }
+
+    /// A node of the live tree, copied. One that vanished since the plan was made is left out.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and writing.
+    pub fn take_current(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
+        self.copy_current(path, path, node)
+    }
+
+    /// The same, under another path.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and writing.
+    pub fn copy_current(&mut self, from_path: &RelPath, path: &RelPath, node: &Node) -> io::Result<()> {
+        self.roots.check()?;
+        let to = self.output.parent_of(path)?;
+        if node.is_dir() {
+            return sys::node::mkdir(to, path.name());
+        }
+        if let Kind::File { inode, shared: true, .. } = node.kind
+            && let Some(first) = self.first_names.get(&inode)
+        {
+            let from = self.links.parent_of(first)?;
+            return sys::node::link(from, first.name(), to, path.name());
+        }
+        let roots = self.roots;
+        let copied = self
+            .current
+            .parent_of(from_path)
+            .and_then(|from| copy((from, from_path.name()), (to, path.name()), node, || roots.check()));
+        match copied {
+            Ok(copied) => {
+                self.done.bytes_copied += copied.bytes;
+                if copied.moving {
+                    self.done.moved.push(path.clone());
+                }
+                if let Kind::File { inode, shared: true, .. } = node.kind {
+                    self.first_names.insert(inode, path.clone());
+                }
+                Ok(())
+            }
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => {
+                self.done.moved.push(path.clone());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Owner, mode and times of a directory, once everything is in it.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn finish_dir(&mut self, path: &RelPath, node: &Node) -> io::Result<()> {
+        finish(self.output.parent_of(path)?, path.name(), node)
+    }
+}
+
+/// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot be, a copy
+/// of `node`. Returns the bytes that had to be copied.
+fn take_leaf(
+    from: At<'_>,
+    to: At<'_>,
+    node: impl FnOnce() -> io::Result<Node>,
+    may_go_on: impl Fn() -> io::Result<()>,
+) -> io::Result<u64> {
+    match sys::node::link(from.0, from.1, to.0, to.1) {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {
+            copy(from, to, &node()?, may_go_on).map(|copied| copied.bytes)
+        }
+        other => other.map(|()| 0),
+    }
+}
+
+struct Copied {
+    bytes: u64,
+    moving: bool,
+}
+
+fn copy(from: At<'_>, to: At<'_>, node: &Node, may_go_on: impl Fn() -> io::Result<()>) -> io::Result<Copied> {
+    let copied = match &node.kind {
+        Kind::Link(target) => {
+            sys::node::symlink(target, to.0, to.1)?;
+            Copied { bytes: 0, moving: false }
+        }
+        _ => copy_file(from, to, node.mode, may_go_on)?,
+    };
+    finish(to.0, to.1, node)?;
+    Ok(copied)
+}
+
+fn copy_file(from: At<'_>, to: At<'_>, mode: u32, may_go_on: impl Fn() -> io::Result<()>) -> io::Result<Copied> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let source = File::from(openat(from.0, from.1, flags, Mode::empty())?);
+    let target = File::from(sys::node::create(to.0, to.1, mode)?);
+    copy_while_it_changes(&source, &target, |source, target| sys::node::copy_bytes(source, target, &may_go_on))
+}
+
+/// Copies the bytes of `source` with `copy`, again where it changed meanwhile.
+fn copy_while_it_changes(
+    source: &File,
+    target: &File,
+    mut copy: impl FnMut(&File, &File) -> io::Result<u64>,
+) -> io::Result<Copied> {
+    let stamp = || source.metadata().map(|m| (m.ctime(), m.ctime_nsec(), m.mtime(), m.mtime_nsec(), m.len()));
+    let (mut before, mut bytes) = (stamp()?, 0);
+    for again in 0..TRIES {
+        if again > 0 {
+            sys::node::empty(target)?;
+        }
+        bytes = copy(source, target)?;
+        let after = stamp()?;
+        if after == before {
+            return Ok(Copied { bytes, moving: false });
+        }
+        before = after;
+    }
+    Ok(Copied { bytes, moving: true })
+}
+
+/// Owner, extended attributes, mode, times, in this order: a change of owner drops set-id bits and capabilities, and an
+/// access list changes the mode. What is as it should be is not set again.
+///
+/// # Errors
+///
+/// Those of writing.
+pub fn finish(dir: BorrowedFd<'_>, name: &[u8], node: &Node) -> io::Result<()> {
+    let made = statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
+    let owned = (made.stx_uid, made.stx_gid) == (node.uid, node.gid);
+    if !owned {
+        sys::node::chown(dir, name, node.uid, node.gid)?;
+    }
+    for (key, value) in &node.xattrs {
+        sys::xattr::set(dir, name, key, value)?;
+    }
+    if let Some(label) = &node.label {
+        sys::xattr::set(dir, name, b"security.selinux", label)?;
+    }
+    let is_mode = owned && node.xattrs.is_empty() && u32::from(made.stx_mode) & 0o7777 == node.mode;
+    if !matches!(node.kind, Kind::Link(_)) && !is_mode {
+        sys::node::chmod(dir, name, node.mode)?;
+    }
+    sys::node::set_mtime(dir, name, node.mtime)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, fs, io::Write as _};
+
+    use super::*;
+
+    /// A file of `length` bytes that grows by one in each of its first `growing` copies: how it was taken, what is copied.
+    fn copied(length: usize, growing: usize) -> (bool, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name| dir.path().join(name);
+        fs::write(at("log"), "x".repeat(length)).unwrap();
+        let (source, target) = (File::open(at("log")).unwrap(), File::create(at("copy")).unwrap());
+        let mut log = File::options().append(true).open(at("log")).unwrap();
+        let mut copies = 0;
+        let copied = copy_while_it_changes(&source, &target, |source, target| {
+            let bytes = sys::node::copy_bytes(source, target, || Ok(()))?;
+            copies += 1;
+            if copies <= growing {
+                log.write_all(b"y")?;
+            }
+            Ok(bytes)
+        });
+        let (copied, copy) = (copied.unwrap(), fs::read_to_string(at("copy")).unwrap());
+        assert_eq!(copied.bytes, copy.len() as u64);
+        (copied.moving, copy)
+    }
+
+    /// Nothing, small files, and those of a block and more.
+    const LENGTHS: [usize; 5] = [0, 1, 4094, 4096, 100_000];
+
+    #[test]
+    fn a_file_that_changes_while_it_is_copied_is_copied_again() {
+        for length in LENGTHS {
+            for growing in 0..TRIES as usize {
+                let whole = "x".repeat(length) + &"y".repeat(growing);
+                assert!(copied(length, growing) == (false, whole), "{length} bytes and {growing}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_grows_all_the_time_is_kept_as_last_read_and_reported() {
+        for length in LENGTHS {
+            let last_read = "x".repeat(length) + &"y".repeat(TRIES as usize - 1);
+            assert!(copied(length, usize::MAX) == (true, last_read), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_not_copied_to_its_end_when_it_is_time_to_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name| dir.path().join(name);
+        fs::write(at("large"), vec![b'x'; 40 << 20]).unwrap();
+        let (source, target) = (File::open(at("large")).unwrap(), File::create(at("copy")).unwrap());
+        let asked = Cell::new(0);
+        let stopped = sys::node::copy_bytes(&source, &target, || {
+            asked.set(asked.get() + 1);
+            if asked.get() < 2 { Ok(()) } else { Err(io::Error::other("stopped by a signal")) }
+        });
+        // Where the file system shares blocks, nobody needs to ask.
+        match stopped {
+            Ok(bytes) => assert_eq!((bytes, asked.get()), (40 << 20, 0)),
+            Err(error) => assert_eq!((error.to_string().as_str(), asked.get()), ("stopped by a signal", 2)),
+        }
+        assert!(asked.get() == 0 || target.metadata().unwrap().len() < 40 << 20);
+    }
+}

@@ -1,0 +1,108 @@
+//! What rules and policies make of the table's decisions.
+
+use super::{Plan, Step, Trees};
+use crate::etc::{
+    merge::{Reason, Take},
+    policy::{Keep, Policy},
+    tree::{Node, RelPath},
+};
+
+/// The longest name that Linux file systems take.
+const NAME_MAX: usize = 255;
+
+impl Plan {
+    /// Applies what rules and policies say to the table's decision.
+    pub(super) fn choose(&mut self, policy: &Policy, path: &RelPath, step: &mut Step, trees: &Trees) {
+        if self.moved().chain(&self.kept).any(|top| path.is_below(top)) {
+            return;
+        }
+        let ruled = policy.rule(path);
+        let keep = match (ruled, step.reason) {
+            (Some(keep @ (Keep::Local | Keep::Image)), _) => keep,
+            (Some(keep), reason) if reason.is_conflict() => keep,
+            (None, Reason::TypeConflict) => policy.type_clash,
+            _ => return,
+        };
+        let [c, n] = [&trees.current, &trees.new].map(|tree| tree.nodes.get(path));
+        let both_dirs = c.is_some_and(Node::is_dir) && n.is_some_and(Node::is_dir);
+        let keep = match keep {
+            // There is nothing of the image's that the local one could be beside; a directory is not in two places.
+            Keep::Both if n.is_none() || both_dirs => Keep::Local,
+            keep => keep,
+        };
+        let wanted = match keep {
+            Keep::Fail => return self.refuse(path, step),
+            Keep::Local => (Take::Current, c.cloned()),
+            Keep::Image | Keep::Both => (Take::New, n.cloned()),
+        };
+        if wanted.1.is_some() && !self.has_place(path) {
+            self.notes.push(format!("/etc/{path}: its rule is not followed, for what is above it is no directory"));
+            return;
+        }
+        (step.take, step.node) = wanted;
+        match (keep, step.reason) {
+            (Keep::Local, Reason::TypeConflict) => _ = self.kept.insert(path.clone()),
+            (Keep::Both, reason) if c.is_some() && reason.is_conflict() => {
+                self.beside.insert(path.clone(), self.free_name(path, trees));
+            }
+            (Keep::Image, Reason::TypeConflict) => _ = self.aside.insert(path.clone()),
+            (Keep::Image, Reason::Local) if c.is_some_and(Node::is_dir) && n.is_some_and(|node| !node.is_dir()) => {
+                // The rule is about the directory, not about the local files in it.
+                step.reason = Reason::TypeConflict;
+                self.aside.insert(path.clone());
+            }
+            (Keep::Image, Reason::Local) => step.reason = Reason::Image,
+            (Keep::Local, Reason::Image) => step.reason = Reason::Local,
+            _ => {}
+        }
+    }
+
+    /// Conflicts that must not be decided: nothing will be written.
+    fn refuse(&mut self, path: &RelPath, step: &Step) {
+        self.refused.push(path.clone());
+        if step.reason == Reason::TypeConflict {
+            self.aside.insert(path.clone());
+        }
+    }
+
+    /// Whether everything above `path` is a directory, or is nothing and can become one.
+    fn has_place(&self, path: &RelPath) -> bool {
+        let above = std::iter::successors(path.parent(), RelPath::parent).filter_map(|dir| self.steps.get(&dir));
+        above.filter_map(|step| step.node.as_ref()).all(Node::is_dir)
+    }
+
+    /// Directories that the table dropped stay for what is in them.
+    pub(super) fn keep_parents(&mut self, trees: &Trees, path: &RelPath, take: Take) {
+        let tree = match take {
+            Take::Current => &trees.current,
+            Take::New => &trees.new,
+        };
+        for dir in std::iter::successors(path.parent(), RelPath::parent) {
+            let Some(step) = self.steps.get_mut(&dir).filter(|step| step.node.is_none()) else { return };
+            step.node = tree.nodes.get(&dir).cloned();
+            step.take = take;
+            if take == Take::New {
+                step.reason = Reason::Image;
+            }
+        }
+    }
+
+    /// `NAME.etc-local`, or with a number behind it where a tree has that; shortened where it gets too long.
+    fn free_name(&self, path: &RelPath, trees: &Trees) -> RelPath {
+        let parent = path.parent();
+        let quiet = self.quiet.leaves.get(&parent.clone().unwrap_or_default());
+        let mut endings = (2..).map(|number| format!(".etc-local.{number}"));
+        let mut ending = ".etc-local".to_owned();
+        loop {
+            let stem = &path.name()[..path.name().len().min(NAME_MAX - ending.len())];
+            let name = [stem, ending.as_bytes()].concat();
+            let beside = RelPath::child(parent.as_ref(), &name);
+            let in_trees = [&trees.pristine, &trees.current, &trees.new].iter().any(|t| t.nodes.contains_key(&beside));
+            let is_quiet = quiet.is_some_and(|names| names.iter().any(|other| other == name));
+            if !in_trees && !is_quiet && !self.beside.values().any(|other| *other == beside) {
+                return beside;
+            }
+            ending = endings.next().unwrap_or_default();
+        }
+    }
+}

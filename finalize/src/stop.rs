@@ -1,0 +1,130 @@
+//! When to stop: at SIGTERM or SIGINT, or at a deadline that comes before the service manager's, so that there is time
+//! to leave everything in order.
+//!
+//! Nobody is interrupted: who writes asks between two steps, or two files.
+
+use std::{
+    io,
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+/// Between the first attempt and the second; later ones are farther apart.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Why a finalization stops before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Stopped {
+    /// Somebody wants it to.
+    #[error("stopped by a signal")]
+    Signal,
+    /// It takes too long.
+    #[error("not done after {0} seconds ([finalize] timeout-seconds in config.toml)")]
+    Deadline(u64),
+}
+
+/// Knows whether to stop.
+#[derive(Debug)]
+pub struct Stop {
+    /// Becomes readable at a signal.
+    signal: Option<UnixStream>,
+    began: Instant,
+    seconds: Option<u64>,
+}
+
+impl Stop {
+    /// Stops at SIGTERM and at SIGINT, which from now on end the process no more.
+    ///
+    /// # Errors
+    ///
+    /// Those of sigaction(2).
+    pub fn at_signal() -> io::Result<Self> {
+        let (signal, handler) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(libc::SIGTERM, handler.try_clone()?)?;
+        signal_hook::low_level::pipe::register(libc::SIGINT, handler)?;
+        Ok(Self { signal: Some(signal), ..Self::never() })
+    }
+
+    /// Never stops.
+    pub fn never() -> Self {
+        Self { signal: None, began: Instant::now(), seconds: None }
+    }
+
+    /// Also stops so many seconds after it was made.
+    pub fn set_deadline(&mut self, seconds: u64) {
+        self.seconds = Some(seconds);
+    }
+
+    /// Fails when it is time to stop.
+    ///
+    /// # Errors
+    ///
+    /// Says why.
+    pub fn check(&self) -> Result<(), Stopped> {
+        self.pause(Duration::ZERO)
+    }
+
+    /// Tries again what may pass, so many times, with pauses between.
+    ///
+    /// # Errors
+    ///
+    /// The last one; [`Stopped`] when there is no time left to try again.
+    pub fn patiently<T>(&self, again: u32, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        for number in 1..=again {
+            match attempt() {
+                Err(error) => tracing::warn!("{error:#}; trying again"),
+                done => return done,
+            }
+            self.pause(PAUSE * number)?;
+        }
+        attempt()
+    }
+
+    /// Waits, but not longer than until it is time to stop.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stop::check`].
+    pub fn pause(&self, how_long: Duration) -> Result<(), Stopped> {
+        let left = self.seconds.map(|seconds| Duration::from_secs(seconds).saturating_sub(self.began.elapsed()));
+        let timeout = Timespec::try_from(left.map_or(how_long, |left| left.min(how_long))).ok();
+        let mut signal: Vec<_> = self.signal.iter().map(|signal| PollFd::new(signal, PollFlags::IN)).collect();
+        // That a signal arrived is what the descriptor says, whatever became of the call.
+        let signalled = match poll(&mut signal, timeout.as_ref()) {
+            Err(Errno::INTR) => return self.check(),
+            polled => polled.is_ok_and(|ready| ready > 0),
+        };
+        match (signalled, left, self.seconds) {
+            (true, ..) => Err(Stopped::Signal),
+            (false, Some(left), Some(seconds)) if left <= how_long => Err(Stopped::Deadline(seconds)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_and_a_signal_stop() {
+        let mut stop = Stop::never();
+        assert_eq!(stop.check(), Ok(()));
+        stop.set_deadline(3600);
+        assert_eq!(stop.check(), Ok(()));
+        assert_eq!(stop.pause(Duration::from_millis(1)), Ok(()));
+        stop.set_deadline(0);
+        assert_eq!(stop.check(), Err(Stopped::Deadline(0)));
+        let (signal, sender) = UnixStream::pair().unwrap();
+        let stop = Stop { signal: Some(signal), ..Stop::never() };
+        assert_eq!(stop.check(), Ok(()));
+        io::Write::write_all(&mut &sender, b"x").unwrap();
+        assert_eq!(stop.pause(Duration::from_secs(3600)), Err(Stopped::Signal));
+    }
+}
