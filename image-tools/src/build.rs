@@ -14,7 +14,7 @@ use crate::{
         layout::{OVERHEAD, Purpose, create},
     },
     payload::{Payload, Store},
-    recipe::{Boot, DiskFormat, Recipe},
+    recipe::{Boot, DiskFormat, Esps, Recipe},
     seal,
     tree::{Content, Meta, Node},
 };
@@ -65,6 +65,7 @@ pub fn build(recipe: &Recipe, says: &mut dyn FnMut(&str)) -> Result<Built> {
         root: names("root file system"),
         boot: names("boot file system"),
         esp: names("esp file system").as_fields().0,
+        esp_mirror: names("esp mirror file system").as_fields().0,
     };
     let files = files(recipe, &store, (&booted, staged.as_ref()), &ids)?;
     says("writing the disk");
@@ -80,6 +81,7 @@ struct Ids {
     root: Uuid,
     boot: Uuid,
     esp: u32,
+    esp_mirror: u32,
 }
 
 /// What each file system holds.
@@ -112,13 +114,15 @@ fn files(recipe: &Recipe, store: &Store, (booted, staged): (&Payload, Option<&Pa
 /// Makes the disk, partition by partition.
 fn write(disk: &Path, recipe: &Recipe, files: &Files, (ids, names): (&Ids, &dyn Fn(&str) -> Uuid)) -> Result<()> {
     let boot = files.boot.as_ref().map(|_| (Purpose::Boot, BOOT_SIZE));
-    let rest = recipe.size.saturating_sub(ESP_SIZE + OVERHEAD + boot.map_or(0, |(_, size)| size));
-    let parts: Vec<_> =
-        [Some((Purpose::Esp, ESP_SIZE)), boot, Some((Purpose::Root, rest))].into_iter().flatten().collect();
+    let mirror = (recipe.esps == Esps::Mirrored).then_some((Purpose::EspMirror, ESP_SIZE));
+    let mut parts: Vec<_> = [Some((Purpose::Esp, ESP_SIZE)), mirror, boot].into_iter().flatten().collect();
+    let taken: u64 = parts.iter().map(|(_, size)| size).sum();
+    parts.push((Purpose::Root, recipe.size.saturating_sub(OVERHEAD + taken)));
     let extents = create(disk, recipe.size, &parts, names)?;
     for ((purpose, _), at) in parts.iter().zip(extents) {
         match purpose {
             Purpose::Esp => esp::create(disk, at, ids.esp, &files.esp)?,
+            Purpose::EspMirror => esp::create(disk, at, ids.esp_mirror, &files.esp)?,
             Purpose::Boot => {
                 let nodes = files.boot.as_deref().unwrap_or_default();
                 ext4::create(disk, at, ext4::Names { uuid: ids.boot, label: "boot" }, nodes)?;

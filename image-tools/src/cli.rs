@@ -1,6 +1,7 @@
 //! The command line as typed.
 
 mod boot;
+mod crash;
 mod inspect;
 mod seal;
 
@@ -13,7 +14,7 @@ use finalize::{boot::Loader, staged::BootType};
 use crate::{
     build,
     oci::Source,
-    recipe::{Boot as BootPlace, DiskFormat, Recipe, Sealing},
+    recipe::{Boot as BootPlace, DiskFormat, Esps, Recipe, Sealing},
 };
 
 /// From OCI images to bootable composefs disk images.
@@ -30,6 +31,8 @@ enum Command {
     Build(Build),
     /// Boot a disk image in QEMU, its console on the terminal, until it is off
     Boot(boot::Boot),
+    /// Try every power cut during a finalization, on copies of a disk image
+    Crash(crash::Crash),
     /// Say what is on a disk image, without mounting it
     Inspect(inspect::Inspect),
     /// Give an image the UKI that boots it
@@ -61,6 +64,9 @@ struct Build {
     /// Make boot a partition of its own (GRUB)
     #[arg(long)]
     boot_partition: bool,
+    /// Make a second ESP with the same content, as mirrored disks have it
+    #[arg(long)]
+    mirror_esp: bool,
     /// Leave fs-verity out
     #[arg(long)]
     unsealed: bool,
@@ -84,6 +90,7 @@ impl Cli {
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         match self.command {
             Command::Boot(typed) => return typed.run(),
+            Command::Crash(typed) => return typed.run(out),
             Command::Inspect(typed) => return typed.run(out),
             Command::Seal(typed) => return typed.run(out),
             Command::Digest(typed) => return typed.run(out),
@@ -109,6 +116,7 @@ impl Build {
             loader: self.bootloader,
             boot_type: self.boot_type,
             boot: if self.boot_partition { BootPlace::Partition } else { BootPlace::Directory },
+            esps: if self.mirror_esp { Esps::Mirrored } else { Esps::One },
             sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
             seed: self.seed,
             size: self.size << 20,

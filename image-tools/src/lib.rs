@@ -4,6 +4,7 @@ pub mod bootloader;
 pub mod build;
 pub mod cli;
 pub mod cmd;
+pub mod crash;
 pub mod deploy;
 pub mod disk;
 pub mod inspect;

@@ -23,6 +23,8 @@ pub struct Recipe {
     pub boot_type: BootType,
     /// Where GRUB's files are.
     pub boot: Boot,
+    /// How many ESPs there are.
+    pub esps: Esps,
     /// Whether files must be verified.
     pub sealing: Sealing,
     /// What all identifiers are made from; the same inputs and seed make the same bytes.
@@ -40,6 +42,15 @@ pub enum Boot {
     Directory,
     /// A partition of its own, ext4.
     Partition,
+}
+
+/// How many EFI system partitions a disk has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Esps {
+    /// One.
+    One,
+    /// Two with the same content, as on mirrored disks.
+    Mirrored,
 }
 
 /// The format of a disk image.

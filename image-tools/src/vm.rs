@@ -12,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 use wait_timeout::ChildExt;
 
 use self::{console::Console, qmp::Qmp};
@@ -36,10 +37,12 @@ pub struct Machine {
     pub ssh: Option<u16>,
     /// The public key that may log in as root.
     pub authorized_key: Option<PathBuf>,
-    /// The name of a saved state to go on from, see [`Vm::save`].
-    pub resume: Option<String>,
+    /// The saved machine to go on from, see [`Vm::save`].
+    pub resume: Option<PathBuf>,
     /// Memory in MiB.
     pub memory: u32,
+    /// How many processors it has.
+    pub processors: u32,
 }
 
 /// What becomes of the guest's writes.
@@ -70,11 +73,11 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts the machine.
+    /// Starts the machine, or lets a saved one go on.
     ///
     /// # Errors
     ///
-    /// When QEMU is missing, too old, or does not start: with what it said.
+    /// When QEMU is missing, too old, does not start, or does not know what was saved: with what it said.
     pub fn start(machine: &Machine) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("vm-").tempdir()?;
         let mut command = qemu::command(machine, scratch.path())?;
@@ -83,7 +86,13 @@ impl Vm {
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
         let mut child = command.spawn().context("starting qemu-system-x86_64: is it installed?")?;
         let mut console = Console::read(&mut child, &machine.log, machine.show)?;
-        match Qmp::accept(&listener, &child) {
+        let resumed = Qmp::accept(&listener, &child).and_then(|mut qmp| {
+            if let Some(state) = &machine.resume {
+                resume(&mut qmp, state).with_context(|| format!("going on from {}", state.display()))?;
+            }
+            Ok(qmp)
+        });
+        match resumed {
             Ok(qmp) => Ok(Self { child, console, qmp, _scratch: scratch }),
             Err(error) => {
                 _ = child.kill();
@@ -113,7 +122,7 @@ impl Vm {
     pub fn power_down(mut self) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(15);
         while self.child.wait_timeout(Duration::ZERO)?.is_none() {
-            let pressed = self.qmp.execute("system_powerdown", serde_json::json!({}));
+            let pressed = self.qmp.execute("system_powerdown", json!({}));
             match self.child.wait_timeout(PATIENCE)? {
                 None => _ = pressed.context("pressing the power button")?,
                 Some(_) => break,
@@ -122,15 +131,17 @@ impl Vm {
         self.wait_off()
     }
 
-    /// Saves the state of the machine under `name`, in its disk and variables, which must be qcow2.
+    /// Saves the running machine in the file `state`, and ends it. On its disk as it is now, or a copy, and with the same
+    /// memory and processors, another one can go on from there ([`Machine::resume`]), as often as one likes.
     ///
     /// # Errors
     ///
     /// With what QEMU says.
-    pub fn save(&mut self, name: &str) -> Result<()> {
-        let said = self.qmp.monitor(&format!("savevm {name}"))?;
-        ensure!(said.trim().is_empty(), "saving the machine's state: {}", said.trim());
-        Ok(())
+    pub fn save(mut self, state: &Path) -> Result<()> {
+        migrate(&mut self.qmp, "migrate", state)
+            .with_context(|| format!("saving the machine in {}", state.display()))?;
+        self.qmp.execute("quit", json!({}))?;
+        self.wait_off()
     }
 
     /// Waits until the machine is off.
@@ -154,6 +165,30 @@ impl Vm {
         let mut command = Command::new(program);
         command.args(arguments).env("GUEST_PORT", machine.ssh.unwrap_or(0).to_string());
         command.status().with_context(|| format!("starting {}", program.display()))
+    }
+}
+
+/// Lets a machine that was started with `-incoming defer` go on from `state`.
+fn resume(qmp: &mut Qmp, state: &Path) -> Result<()> {
+    ensure!(state.exists(), "there is no such file: save a machine first");
+    migrate(qmp, "migrate-incoming", state)
+}
+
+/// To QEMU, a saved machine is one on its way to another host.
+fn migrate(qmp: &mut Qmp, command: &str, state: &Path) -> Result<()> {
+    let file = json!({ "transport": "file", "filename": state, "offset": 0 });
+    qmp.execute("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] }))?;
+    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 }))?;
+    qmp.execute(command, json!({ "channels": [{ "channel-type": "main", "addr": file }] }))?;
+    loop {
+        match qmp.event("MIGRATION")?["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed") => {
+                let why = qmp.execute("query-migrate", json!({}))?;
+                bail!("{}", why["error-desc"].as_str().unwrap_or("QEMU does not say why"));
+            }
+            _ => {}
+        }
     }
 }
 

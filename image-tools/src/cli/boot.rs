@@ -36,12 +36,15 @@ pub struct Boot {
     /// Memory in MiB
     #[arg(long, default_value_t = 1024)]
     memory: u32,
-    /// Go on from the state that --save saved
-    #[arg(long, value_name = "NAME")]
-    resume: Option<String>,
-    /// Save the state under this name when the guest has said the text of --until, and end
-    #[arg(long, value_name = "NAME")]
-    save: Option<String>,
+    /// How many processors the machine has
+    #[arg(long, default_value_t = 2)]
+    processors: u32,
+    /// Go on from what --save saved, on the disk as it was then
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    /// Save the machine in FILE when the guest has said the text of --until, and end
+    #[arg(long, value_name = "FILE", conflicts_with = "program")]
+    save: Option<PathBuf>,
     /// What the guest says when it is ready
     #[arg(long, value_name = "TEXT", default_value = "The machine is ready.")]
     until: String,
@@ -68,11 +71,12 @@ impl Boot {
             authorized_key: self.authorized_key,
             resume: self.resume,
             memory: self.memory,
+            processors: self.processors,
         };
         let mut vm = Vm::start(&machine)?;
-        if let Some(name) = self.save {
+        if let Some(state) = self.save {
             vm.wait_for(&self.until)?;
-            vm.save(&name)?;
+            vm.save(&state)?;
             return Ok(ExitCode::SUCCESS);
         }
         let Some((program, arguments)) = self.program.split_first() else {

@@ -20,6 +20,8 @@ pub struct Extent {
 pub enum Purpose {
     /// The EFI system partition.
     Esp,
+    /// Another one with the same content, as mirrored disks have it.
+    EspMirror,
     /// Kernels and boot entries (XBOOTLDR).
     Boot,
     /// The physical root.
@@ -30,6 +32,7 @@ impl Purpose {
     fn name(self) -> &'static str {
         match self {
             Self::Esp => "esp",
+            Self::EspMirror => "esp-mirror",
             Self::Boot => "boot",
             Self::Root => "root",
         }
@@ -37,7 +40,7 @@ impl Purpose {
 
     fn kind(self) -> partition_types::Type {
         match self {
-            Self::Esp => partition_types::EFI,
+            Self::Esp | Self::EspMirror => partition_types::EFI,
             Self::Boot => partition_types::FREEDESK_BOOT,
             Self::Root => partition_types::LINUX_ROOT_X64,
         }

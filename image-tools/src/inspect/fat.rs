@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeSet,
     io::{Read, Seek, SeekFrom, Write},
+    ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -50,7 +52,8 @@ impl Fat {
         Ok(self.paths()?.contains(&path.trim_start_matches('/').to_ascii_lowercase()))
     }
 
-    /// The files of the directory `dir`: name and content; none where there is no such directory.
+    /// The files of the directory `dir`: name and content; none where there is no such directory. Hidden ones are nobody's
+    /// business: a file on its way to its name.
     ///
     /// # Errors
     ///
@@ -61,12 +64,59 @@ impl Fat {
             return Ok(vec![]);
         }
         let mut files = vec![];
-        for path in said?.lines().filter(|line| !line.ends_with('/')) {
+        for path in said?.lines().filter(|line| !line.ends_with('/') && !line.contains("/.")) {
             let content = cmd::run(Command::new("mtype").args(["-i", &self.image(), path]))?;
             let name = path.rsplit('/').next().unwrap_or(path);
             files.push((name.to_owned(), content));
         }
         Ok(files)
+    }
+
+    /// The entries of the directory `dir` that can be read, after a power cut: name and content. A file that is being
+    /// removed may still have its name when its clusters are free already; a firmware reads it as it was, or not at all. And
+    /// a directory that grows may lead to a cluster that is still free, behind what it had before: mtools read that, and
+    /// fail, so what counts is what they have read.
+    ///
+    /// # Errors
+    ///
+    /// When mtools cannot be started.
+    pub fn readable_entries(&self, dir: &str) -> Result<Vec<(String, String)>> {
+        let image = self.image();
+        let run = |command: &mut Command| command.output().context("starting mtools: are they installed?");
+        let listed = run(Command::new("mdir").args(["-b", "-i", &image, &format!("::/{dir}")]))?;
+        let mut files = vec![];
+        for path in String::from_utf8_lossy(&listed.stdout).lines().filter(|path| path.ends_with(".conf")) {
+            let read = run(Command::new("mtype").args(["-i", &image, path]))?;
+            if !read.stdout.is_empty() {
+                let name = path.rsplit('/').next().unwrap_or(path);
+                files.push((name.to_owned(), String::from_utf8_lossy(&read.stdout).into_owned()));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Where the bytes of a file or directory are, from the first byte of the file system.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn blocks(&self, path: &str) -> Result<Vec<Range<u64>>> {
+        let said = cmd::run(Command::new("mshowfat").args(["-i", &self.image(), &format!("::{path}")]))?;
+        let mut boot_sector = [0; 48];
+        std::fs::File::open(&self.disk)?.read_exact_at(&mut boot_sector, self.start)?;
+        // BPB_BytsPerSec, BPB_SecPerClus, BPB_RsvdSecCnt, BPB_NumFATs, BPB_FATSz32 (Microsoft's FAT specification).
+        let word = |at: usize| u64::from(u16::from_le_bytes([boot_sector[at], boot_sector[at + 1]]));
+        let sector = word(11);
+        let cluster = u64::from(boot_sector[13]) * sector;
+        let data = (word(14) + u64::from(boot_sector[16]) * (word(36) | word(38) << 16)) * sector;
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let at = |number: &str| number.parse::<u64>().ok()?.checked_sub(2).map(|number| data + number * cluster);
+            Some(at(first)?..at(last)? + cluster)
+        };
+        let clusters = said.split('<').skip(1).filter_map(|rest| rest.split_once('>'));
+        let found: Option<Vec<_>> = clusters.map(|(text, _)| range(text)).collect();
+        found.filter(|found| !found.is_empty()).with_context(|| format!("{path}: mshowfat says {said:?}"))
     }
 
     /// What fsck.fat finds wrong.

@@ -1,6 +1,7 @@
 //! QEMU's machine protocol (qmp-spec): one JSON object a line.
 
 use std::{
+    collections::VecDeque,
     io::{BufRead, BufReader, Write},
     os::unix::net::{UnixListener, UnixStream},
     process::Child,
@@ -17,6 +18,8 @@ use serde_json::{Value, json};
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    /// What QEMU has said unasked, and nobody has waited for yet.
+    events: VecDeque<Value>,
 }
 
 impl Qmp {
@@ -31,7 +34,7 @@ impl Qmp {
         poll(&mut either, None).context("waiting for QEMU")?;
         ensure!(!either[0].revents().is_empty(), "QEMU ended at once");
         let (stream, _) = listener.accept().context("connecting to QEMU")?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self { stream: BufReader::new(stream), events: VecDeque::new() };
         qmp.line().context("reading QEMU's greeting")?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -53,17 +56,25 @@ impl Qmp {
             if let Some(value) = answer.get("return") {
                 return Ok(value.clone());
             }
+            self.events.push_back(answer);
         }
     }
 
-    /// Executes a command of the human monitor; returns what it printed.
+    /// Waits for the next event of this name; returns its data. Events of other names are forgotten.
     ///
     /// # Errors
     ///
-    /// As [`Qmp::execute`].
-    pub fn monitor(&mut self, line: &str) -> Result<String> {
-        let answer = self.execute("human-monitor-command", json!({ "command-line": line }))?;
-        Ok(answer.as_str().unwrap_or_default().to_owned())
+    /// When QEMU ends before.
+    pub fn event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let mut event = match self.events.pop_front() {
+                Some(event) => event,
+                None => self.line().with_context(|| format!("waiting for QEMU's event {name}"))?,
+            };
+            if event["event"] == name {
+                return Ok(event["data"].take());
+            }
+        }
     }
 
     fn line(&mut self) -> Result<Value> {

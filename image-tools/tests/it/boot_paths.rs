@@ -135,3 +135,58 @@ fn sealing_leaves_nothing_behind_when_it_fails() {
     let made = run(&["seal", &image, "--output", output_text]);
     assert!(String::from_utf8(made.stderr).unwrap().contains("exists: remove it"));
 }
+
+#[test]
+fn a_sealed_image_boots_itself_and_its_addons_move_with_its_uki() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mut files = version("1");
+    files.push(("usr/lib/systemd/boot/efi/linuxx64.efi.stub".to_owned(), b"MZ not really".to_vec()));
+    files.push(("boot/EFI/Linux/test-1.efi.extra.d/a.addon.efi".to_owned(), b"MZ addon".to_vec()));
+    write(&dir.path().join("layout"), &files);
+    let id = digest(&dir.path().join("layout"));
+    // Instead of ukify, whose last argument is the file to make.
+    std::fs::write(path("uki"), uki(&format!("composefs={id} rw"))).unwrap();
+    std::fs::write(path("ukify"), format!("#!/bin/sh\nfor last; do :; done\ncp {} \"$last\"\n", path("uki"))).unwrap();
+    std::fs::set_permissions(path("ukify"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (image, sealed) = (format!("oci:{}", path("layout")), path("sealed"));
+    let made = run(&["seal", &image, "--output", &sealed, "--ukify", &path("ukify")]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert_eq!(String::from_utf8(made.stdout).unwrap().trim(), id);
+
+    for loader in ["systemd-boot", "grub"] {
+        let disk = dir.path().join("disk");
+        let options = ["--bootloader", loader, "--boot-type", "uki", "--mirror-esp", "--size", "2000"];
+        let output = build(sealed.as_ref(), None, &disk, &options);
+        assert!(output.status.success(), "{loader}: {}", String::from_utf8_lossy(&output.stderr));
+        // Both ESPs: the first begins at 1 MiB, the other 512 MiB behind it.
+        for esp in ["1M", "513M"] {
+            let addon = format!("::/EFI/Linux/bootc/bootc_composefs-{id}.efi.extra.d/a.addon.efi");
+            let mut read = std::process::Command::new("mtype");
+            let found = read.arg("-i").arg(format!("{}@@{esp}", disk.display())).arg(addon).output().unwrap();
+            assert_eq!(found.stdout, b"MZ addon", "{loader} {esp}: {}", String::from_utf8_lossy(&found.stderr));
+        }
+    }
+}
+
+#[test]
+fn what_grub_can_do_decides_how_it_gets_its_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layout, disk) = (dir.path().join("layout"), dir.path().join("disk"));
+    let modules = ["usr/lib/grub/x86_64-efi/linux.mod", "usr/lib/grub/x86_64-efi/blsuki.mod"];
+    for (has, wanted) in [(1, "source ($root)/loader/entries/grub.cfg\n"), (2, "insmod blsuki\nblscfg --path /loader")]
+    {
+        let mut files = version("1");
+        files.extend(modules[..has].iter().map(|path| ((*path).to_owned(), b"a module".to_vec())));
+        write(&layout, &files);
+        let output = build(&layout, None, &disk, &["--bootloader", "grub", "--boot-partition", "--size", "1600"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // The boot partition lies behind the ESP.
+        let mut debugfs = std::process::Command::new("debugfs");
+        let read = debugfs.args(["-R", "cat grub2/grub.cfg"]).arg(format!("{}?offset={}", disk.display(), 513 << 20));
+        let config = String::from_utf8(read.output().unwrap().stdout).unwrap();
+        assert!(config.contains(wanted), "{wanted:?} is not in: {config}");
+        std::fs::remove_dir_all(&layout).unwrap();
+    }
+}

@@ -1,0 +1,115 @@
+//! `crash`: every power cut during a finalization, tried on copies of a disk.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::crash::{Cuts, Proof, Recording, Session, case::Case, judge::Verdict};
+
+/// What is proven, as typed.
+#[derive(Debug, Args)]
+pub struct Crash {
+    /// A disk image with a staged deployment; not changed. Without it, the recording in DIR is tried again
+    disk: Option<PathBuf>,
+    /// Where the recording is kept: the disk, its writes, what becomes of it
+    #[arg(long, value_name = "DIR")]
+    recording: PathBuf,
+    /// Random subsets of unflushed writes, with torn sectors, besides every moment
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    random: usize,
+    /// What they are made from
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Of the moments try every so many only
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    every: usize,
+    /// Try one power cut only, as a failure names it
+    #[arg(long, value_name = "CUT")]
+    cut: Option<Case>,
+    /// Keep the disk of --cut
+    #[arg(long, value_name = "FILE", requires = "cut")]
+    output: Option<PathBuf>,
+    /// Really boot the machine after this many of them
+    #[arg(long, value_name = "K", default_value_t = 0, requires = "look")]
+    boot: usize,
+    /// What looks at a booted machine: gets the deployment that must be booted, finds the guest's port in GUEST_PORT
+    #[arg(long, value_name = "PROGRAM")]
+    look: Option<PathBuf>,
+    /// Go on from what `boot --save` saved, on the disk as it was then
+    #[arg(long, value_name = "FILE", conflicts_with = "crowded")]
+    resume: Option<PathBuf>,
+    /// Make the ESP awkward: what is exchanged and what is added lies in two sectors
+    #[arg(long)]
+    crowded: bool,
+    /// Succeed if the machine is broken by a power cut, for it was sabotaged
+    #[arg(long)]
+    sabotaged: bool,
+    /// The port of 127.0.0.1 that leads to the guest's ssh
+    #[arg(long, value_name = "PORT")]
+    ssh: Option<u16>,
+    /// The public key that may log in as root
+    #[arg(long, value_name = "FILE")]
+    authorized_key: Option<PathBuf>,
+    /// A program to run when the guest is ready, which edits it and syncs; then the power button is pressed
+    #[arg(last = true)]
+    program: Vec<String>,
+}
+
+impl Crash {
+    /// Proves it.
+    ///
+    /// # Errors
+    ///
+    /// When the machine cannot be recorded, or a disk cannot be judged.
+    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
+        let session = Session {
+            disk: self.disk.clone().unwrap_or_default(),
+            resume: self.resume.clone(),
+            crowded: self.crowded,
+            ssh: self.ssh,
+            authorized_key: self.authorized_key.clone(),
+            program: self.program.clone(),
+        };
+        let recording = match &self.disk {
+            Some(_) => Recording::make(&self.recording, &session),
+            None => Recording::open(&self.recording),
+        }?;
+        if let Some(cut) = &self.cut {
+            let verdict = recording.try_one(cut, self.output.as_deref())?;
+            writeln!(out, "{cut}: {verdict}")?;
+            return Ok(code(!matches!(verdict, Verdict::Broken(_))));
+        }
+        let proof = recording.prove(Cuts { random: self.random, seed: self.seed, every: self.every })?;
+        writeln!(out, "{proof}")?;
+        self.show_broken(&proof, out)?;
+        if self.sabotaged {
+            return Ok(code(proof.broken().next().is_some()));
+        }
+        let whole = proof.broken().next().is_none();
+        for cut in proof.sample(if whole { self.boot } else { 0 }) {
+            let look: &Path = self.look.as_deref().context("--boot needs --look")?;
+            let verdict = recording.boot(&cut, &session, look)?;
+            writeln!(out, "booted after {cut}: {verdict}; after the shutdown that followed: new")?;
+        }
+        ensure!(whole, "a power cut can break the machine");
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn show_broken(&self, proof: &Proof, out: &mut dyn Write) -> Result<()> {
+        let shown = if self.sabotaged { 2 } else { 10 };
+        for (cut, verdict) in proof.broken().take(shown) {
+            writeln!(out, "{cut}: {verdict}")?;
+            writeln!(out, "  again: image-tools crash --recording {} --cut {cut}", self.recording.display())?;
+        }
+        Ok(())
+    }
+}
+
+fn code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

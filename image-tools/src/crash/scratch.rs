@@ -1,0 +1,250 @@
+//! The partitions of a disk on which power cuts are tried one after another: each is applied to them, judged, and undone.
+//!
+//! Every partition is a file of its own, for e2fsck forgets where in a file a file system begins once it has replayed its
+//! journal (e2fsprogs 1.47.2).
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::{fs::SeekFrom as Sparse, io::Errno};
+
+use super::{
+    case::{Case, Part},
+    log::{Kind, Log},
+};
+use crate::{cmd, inspect::table};
+
+/// A partition.
+#[derive(Debug)]
+struct Partition {
+    name: String,
+    path: PathBuf,
+    file: File,
+    /// Where it is on the disk.
+    range: Range<u64>,
+}
+
+/// The partitions.
+#[derive(Debug)]
+pub struct Scratch {
+    partitions: Vec<Partition>,
+    /// What was there before: partition, place and bytes, the last one first to be put back.
+    undo: Vec<(usize, u64, Vec<u8>)>,
+    /// What was applied: where this is equal, so are the bytes.
+    pub applied: Applied,
+    /// Where the journal is in the root file system.
+    journal: Vec<Range<u64>>,
+}
+
+/// What was applied, by what it may change.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The ESP.
+    pub esp: Vec<Part>,
+    /// All others.
+    pub rest: Vec<Part>,
+    /// All others, but for the root file system's journal, which GRUB does not read.
+    pub but_journal: Vec<Part>,
+}
+
+/// What is done with a part of an entry: where it goes on the disk, and its bytes.
+pub type Each<'a> = &'a mut dyn FnMut(&Part, u64, &[u8]) -> Result<()>;
+
+/// The writes of a power cut behind the first `mark` entries of the log: place on the disk and bytes, in their order.
+///
+/// # Errors
+///
+/// Those of reading the log.
+pub fn writes(log: &Log, mark: usize, case: &Case, each: Each<'_>) -> Result<()> {
+    for part in case.parts(&log.entries) {
+        let entry = &log.entries[part.0];
+        if part.0 >= mark && matches!(entry.kind, Kind::Write | Kind::DurableWrite) {
+            let bytes = log.data(entry)?;
+            let range = usize::try_from(part.1.start)?..usize::try_from(part.1.end)?;
+            each(&part, entry.at + part.1.start, &bytes[range])?;
+        }
+    }
+    Ok(())
+}
+
+impl Scratch {
+    /// Copies of the partitions of `disk`, in the directory `dir`; the root file system's journal is at `journal`.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the partition table and of copying.
+    pub fn copy(disk: &Path, dir: &Path, journal: &[Range<u64>]) -> Result<Self> {
+        let mut partitions = vec![];
+        for partition in table::read(disk)? {
+            let path = dir.join(&partition.name);
+            let range = partition.start..partition.start + partition.size;
+            let file = copy_range(disk, range.clone(), &path)
+                .with_context(|| format!("copying {} of {} to {}", partition.name, disk.display(), path.display()))?;
+            partitions.push(Partition { name: partition.name, path, file, range });
+        }
+        Ok(Self { partitions, undo: vec![], applied: Applied::default(), journal: journal.to_vec() })
+    }
+
+    /// The file with the partition `name`, if there is one.
+    pub fn partition(&self, name: &str) -> Option<&Path> {
+        self.partitions.iter().find(|partition| partition.name == name).map(|partition| &*partition.path)
+    }
+
+    /// Makes the partitions what they are after the power cut.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the log and writing.
+    pub fn apply(&mut self, log: &Log, mark: usize, case: &Case) -> Result<()> {
+        writes(log, mark, case, &mut |part, at, bytes| {
+            let found = self.partitions.iter().position(|partition| partition.range.contains(&at));
+            // Nobody writes to the partition table.
+            let Some(number) = found else { return Ok(()) };
+            let Partition { name, file, range, .. } = &self.partitions[number];
+            let at = at - range.start;
+            let mut before = vec![0; bytes.len()];
+            file.read_exact_at(&mut before, at).context("reading what a write replaces")?;
+            file.write_all_at(bytes, at).context("repeating a write")?;
+            if name == "esp" {
+                self.applied.esp.push(part.clone());
+            } else {
+                self.applied.rest.push(part.clone());
+                if name != "root" || !self.journal.iter().any(|journal| journal.contains(&at)) {
+                    self.applied.but_journal.push(part.clone());
+                }
+            }
+            self.undo.push((number, at, before));
+            Ok(())
+        })
+    }
+
+    /// Makes them what they were.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn undo(&mut self) -> Result<()> {
+        while let Some((number, at, bytes)) = self.undo.pop() {
+            self.partitions[number].file.write_all_at(&bytes, at).context("undoing a write")?;
+        }
+        self.applied = Applied::default();
+        Ok(())
+    }
+
+    /// Lets e2fsck repair the ext4 file system in the partition `name`, as a boot does (`-p`), and calls `judge` in between
+    /// that and undoing it. A partition that does not exist needs no repair.
+    ///
+    /// # Errors
+    ///
+    /// What e2fsck says when it wants a person, and the errors of `judge`.
+    pub fn repaired<T>(&self, name: &str, judge: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(path) = self.partition(name) else { return judge() };
+        let notes = path.with_extension("e2undo");
+        _ = std::fs::remove_file(&notes);
+        let output = Command::new("e2fsck").args(["-p", "-z"]).args([&*notes, path]).output();
+        let output = output.context("starting e2fsck: is it installed?")?;
+        let judged = match output.status.code() {
+            // Clean, or repaired (e2fsck(8), "EXIT CODE").
+            Some(0..=2) => judge(),
+            _ => bail!("e2fsck -p of {name} gives up: {}", String::from_utf8_lossy(&output.stdout).trim()),
+        };
+        if notes.exists() {
+            cmd::run(Command::new("e2undo").args([&*notes, path]))?;
+        }
+        judged
+    }
+}
+
+/// Copies a file, its holes left out.
+///
+/// # Errors
+///
+/// Names both files.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
+    let copied = from.metadata().and_then(|file| copy_range(from, 0..file.len(), to));
+    copied.with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// Copies a part of a file to a file of its own, its holes left out (lseek(2), `SEEK_DATA`).
+fn copy_range(from: &Path, range: Range<u64>, to: &Path) -> io::Result<File> {
+    let mut source = File::open(from)?;
+    let mut copy = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
+    copy.set_len(range.end - range.start)?;
+    let mut at = range.start;
+    while at < range.end {
+        let data = match rustix::fs::seek(&source, Sparse::Data(at)) {
+            Err(Errno::NXIO) => break,
+            data => data?,
+        };
+        let hole = rustix::fs::seek(&source, Sparse::Hole(data))?.min(range.end);
+        if data < hole {
+            source.seek(SeekFrom::Start(data))?;
+            copy.seek(SeekFrom::Start(data - range.start))?;
+            io::copy(&mut Read::take(&source, hole - data), &mut copy)?;
+        }
+        at = hole.max(data);
+    }
+    copy.flush()?;
+    Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use super::{super::log::tests::written, *};
+
+    #[test]
+    fn a_power_cut_is_applied_and_undone() {
+        let log = written(&[(0, &[1; 512], 0), (0, &[2; 1024], 0), (1, &[3; 512], 0), (2, &[4; 512], 0)]);
+        let log = Log::open(log.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root");
+        std::fs::write(&path, [0; 1024]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        // The last write is behind the partition.
+        let partition = Partition { name: "root".to_owned(), path: path.clone(), file, range: 0..1024 };
+        let mut disk = Scratch {
+            partitions: vec![partition],
+            undo: vec![],
+            applied: Applied::default(),
+            journal: vec![0..256, 256..512],
+        };
+        let is = |bytes: [u8; 2]| {
+            let disk = std::fs::read(&path).unwrap();
+            assert_eq!([disk[0], disk[512]], bytes);
+        };
+        disk.apply(&log, 0, &Case { moment: 4, chance: None }).unwrap();
+        is([2, 3]);
+        let Applied { esp, rest, but_journal } = &disk.applied;
+        assert_eq!([esp, rest, but_journal].map(Vec::len), [0, 3, 1]);
+        disk.undo().unwrap();
+        is([0, 0]);
+        disk.apply(&log, 1, &Case { moment: 2, chance: None }).unwrap();
+        is([2, 2]);
+    }
+
+    #[test]
+    fn holes_are_left_out_of_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        let file = File::create(&from).unwrap();
+        file.set_len(1 << 30).unwrap();
+        file.write_all_at(b"data", 5 << 20).unwrap();
+        drop(copy_range(&from, 1 << 20..1 << 29, &to).unwrap());
+        let copy = File::open(&to).unwrap();
+        let mut bytes = [0; 4];
+        copy.read_exact_at(&mut bytes, 4 << 20).unwrap();
+        let (meta, blocks) =
+            (copy.metadata().unwrap(), std::os::unix::fs::MetadataExt::blocks(&copy.metadata().unwrap()));
+        assert_eq!((&bytes, meta.len()), (b"data", (1 << 29) - (1 << 20)));
+        assert!(blocks < 1000, "{blocks} blocks");
+    }
+}
