@@ -5,11 +5,11 @@ notes=/var/tmp/notes
 mkdir -p "$notes"
 
 # One value of some JSON, by its key: the guest has no jq.
-value_of() { sed -nE "s/^ {2,6}\"$1\": \"?([^\",]*)\"?,?$/\1/p" | head -n1; }
+value_of() { sed -nE "s/^ {2,6}\"$1\": \"?([^\",]*)\"?,?$/\1/p" | sed -n 1p; }
 status() { composefs-finalize status --json; }
 booted() { findmnt -no SOURCE / | cut -d: -f2; }
 staged() { status | sed -n '/"staged": {/,/}/p' | value_of id; }
-fallback() { status | sed -n '/"rollback": \[/,/\]/p' | sed -nE 's/^ +"([0-9a-f]+)",?$/\1/p' | head -n1; }
+fallback() { status | sed -n '/"rollback": \[/,/\]/p' | sed -nE 's/^ +"([0-9a-f]+)",?$/\1/p' | sed -n 1p; }
 recorded() { value_of "$1" </sysroot/state/finalize/record.json; }
 image_version() { sed -n 's/^VERSION_ID="\(.*\)"$/\1/p' /usr/lib/os-release; }
 state() { echo "/sysroot/state/deploy/$1"; }
@@ -43,15 +43,38 @@ next_boot() {
 }
 another_boot() { is "another boot" "$([ "$(cat /proc/sys/kernel/random/boot_id)" != "$(noted boot-id)" ] && echo yes)" yes; }
 
+# Goes back to the deployment from before the update, as one more update, at the first call; `before-second.sh` is run before.
+second_update() {
+  once second || return 0
+  local id before
+  id=$(fallback)
+  stage_again "$id"
+  note second "$id"
+  for before in ../*/before-second.sh; do (cd "$(dirname "$before")" && ./before-second.sh); done
+  trap '' EXIT
+  next_boot
+}
+
 # Where things are: the boot loader's partition is mounted for as long as the test runs.
 esp=/run/test-esp
 if ! mountpoint -q $esp; then
   mkdir -p $esp
-  mount "$(blkid -t PARTLABEL=esp -o device | head -n1)" $esp
+  mount "$(blkid -t PARTLABEL=esp -o device | sed -n 1p)" $esp
 fi
-trap 'umount $esp; [ $boot = /sysroot/boot ] || umount $boot' EXIT
+let_go() {
+  umount $esp
+  [ -z "$mirror" ] || umount $mirror
+  [ $boot = /sysroot/boot ] || umount $boot
+}
+trap let_go EXIT
 mount -o remount,rw /sysroot
-boot=/sysroot/boot
+boot=/sysroot/boot mirror=
+device=$(blkid -t PARTLABEL=esp-mirror -o device || true)
+if [ -n "$device" ]; then
+  mirror=/run/test-esp-mirror
+  mkdir -p $mirror
+  mountpoint -q $mirror || mount "$device" $mirror
+fi
 partition=$(blkid -t PARTLABEL=boot -o device || true)
 if [ -n "$partition" ]; then
   boot=/run/test-boot
@@ -99,6 +122,7 @@ stage_again() { # ID
       sed "s/^sort-key .*/sort-key bootc-debian-$next/" "$file" >"$entries.staged/bootc_debian-$version-$((1 - next)).conf"
     done
   fi
+  if [ -n "$mirror" ]; then cp -r "$entries.staged" $mirror/loader/; fi
   sync
   mkdir -p /run/composefs
   printf '{"depl_id":"%s","finalization_locked":false}' "$1" >/run/composefs/staged-deployment

@@ -1,12 +1,8 @@
 #!/bin/bash
 . ../lib.sh
 
-if once second; then
-  echo "from = the second" >/etc/second.conf
-  stage_again "$(fallback)"
-  note second "$(fallback)"
-  next_boot
-fi
+[ -e "$notes/once-second" ] || echo "from = the second" >/etc/second.conf
+second_update
 another_boot
 is "the deployment on /" "$(booted)" "$(noted second)"
 is "the fallback" "$(fallback)" "$(noted was-booted)"
