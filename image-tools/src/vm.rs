@@ -79,6 +79,9 @@ impl Vm {
     ///
     /// When QEMU is missing, too old, does not start, or does not know what was saved: with what it said.
     pub fn start(machine: &Machine) -> Result<Self> {
+        if let Some(state) = machine.resume.as_ref().filter(|state| !state.exists()) {
+            bail!("going on from {}: there is no such file: save a machine first", state.display());
+        }
         let scratch = tempfile::Builder::new().prefix("vm-").tempdir()?;
         let mut command = qemu::command(machine, scratch.path())?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -88,7 +91,8 @@ impl Vm {
         let mut console = Console::read(&mut child, &machine.log, machine.show)?;
         let resumed = Qmp::accept(&listener, &child).and_then(|mut qmp| {
             if let Some(state) = &machine.resume {
-                resume(&mut qmp, state).with_context(|| format!("going on from {}", state.display()))?;
+                migrate(&mut qmp, "migrate-incoming", state)
+                    .with_context(|| format!("going on from {}", state.display()))?;
             }
             Ok(qmp)
         });
@@ -120,7 +124,7 @@ impl Vm {
     ///
     /// When QEMU does not answer, or failed: with what it said.
     pub fn power_down(mut self) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(15);
+        const PATIENCE: Duration = Duration::from_secs(3);
         while self.child.wait_timeout(Duration::ZERO)?.is_none() {
             let pressed = self.qmp.execute("system_powerdown", json!({}));
             match self.child.wait_timeout(PATIENCE)? {
@@ -132,16 +136,21 @@ impl Vm {
     }
 
     /// Saves the running machine in the file `state`, and ends it. On its disk as it is now, or a copy, and with the same
-    /// memory and processors, another one can go on from there ([`Machine::resume`]), as often as one likes.
+    /// memory and processors, another one can go on from there ([`Machine::resume`]), as often as one likes. The file is
+    /// there when it is whole.
     ///
     /// # Errors
     ///
     /// With what QEMU says.
     pub fn save(mut self, state: &Path) -> Result<()> {
-        migrate(&mut self.qmp, "migrate", state)
-            .with_context(|| format!("saving the machine in {}", state.display()))?;
+        let saving = || format!("saving the machine in {}", state.display());
+        let dir = state.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let part = tempfile::NamedTempFile::new_in(dir).with_context(saving)?;
+        migrate(&mut self.qmp, "migrate", part.path()).with_context(saving)?;
         self.qmp.execute("quit", json!({}))?;
-        self.wait_off()
+        self.wait_off()?;
+        part.persist(state).with_context(saving)?;
+        Ok(())
     }
 
     /// Waits until the machine is off.
@@ -168,12 +177,6 @@ impl Vm {
     }
 }
 
-/// Lets a machine that was started with `-incoming defer` go on from `state`.
-fn resume(qmp: &mut Qmp, state: &Path) -> Result<()> {
-    ensure!(state.exists(), "there is no such file: save a machine first");
-    migrate(qmp, "migrate-incoming", state)
-}
-
 /// To QEMU, a saved machine is one on its way to another host.
 fn migrate(qmp: &mut Qmp, command: &str, state: &Path) -> Result<()> {
     let file = json!({ "transport": "file", "filename": state, "offset": 0 });
@@ -184,8 +187,9 @@ fn migrate(qmp: &mut Qmp, command: &str, state: &Path) -> Result<()> {
         match qmp.event("MIGRATION")?["status"].as_str() {
             Some("completed") => return Ok(()),
             Some("failed") => {
-                let why = qmp.execute("query-migrate", json!({}))?;
-                bail!("{}", why["error-desc"].as_str().unwrap_or("QEMU does not say why"));
+                // On the way in it ends at once, and its last words say why.
+                let why = qmp.execute("query-migrate", json!({})).unwrap_or_default();
+                bail!("{}", why["error-desc"].as_str().unwrap_or("QEMU has refused it"));
             }
             _ => {}
         }

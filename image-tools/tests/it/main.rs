@@ -5,3 +5,4 @@ mod bad_input;
 mod boot_paths;
 mod build;
 mod layout;
+mod vm;
