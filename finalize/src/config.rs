@@ -19,8 +19,6 @@ pub struct Config {
     pub merge_etc: bool,
     /// Whether the boot entries are exchanged (`[boot] update`).
     pub update_boot: bool,
-    /// Boot counting: attempts, 0 is off (`[boot] tries`).
-    pub tries: u32,
     /// How often what may pass is tried again (`[finalize] retry-attempts`).
     pub retry_attempts: u32,
     /// When to give up, in seconds (`[finalize] timeout-seconds`).
@@ -37,7 +35,6 @@ impl Default for Config {
             policy: Policy::default(),
             merge_etc: true,
             update_boot: true,
-            tries: 0,
             retry_attempts: 2,
             timeout_seconds: 240,
             rollback_on_failure: true,
@@ -116,7 +113,6 @@ impl Config {
             "etc.rule" => self.policy.rules.extend(rules(value)?),
             "etc.ignore" => self.policy.ignore.extend(globs(value)?),
             "boot.update" => self.update_boot = boolean(value)?,
-            "boot.tries" => self.tries = number(value)?,
             "finalize.retry-attempts" => self.retry_attempts = number(value)?,
             "finalize.timeout-seconds" => self.timeout_seconds = number(value)?,
             "finalize.rollback-on-failure" => self.rollback_on_failure = boolean(value)?,
