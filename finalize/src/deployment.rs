@@ -40,7 +40,8 @@ impl Deployment {
         let origin = origin.with_context(|| format!("{path}/{file} is missing: {again}"))?;
         let origin = origin.parse().with_context(|| format!("reading {path}/{file}: {again}"))?;
         let image = layout::image(id);
-        sysroot.metadata(&image).with_context(|| format!("looking for the image {image}: {again}"))?;
+        let found = sysroot.try_exists(&image).with_context(|| format!("looking for the image {image}"))?;
+        ensure!(found, "the image {image} is missing: {again}");
         let this = Self { id: id.clone(), state, origin };
         ensure!(this.state.is_dir(ETC) || this.state.is_dir(ETC_ORIG), "{path}/{ETC} is missing: {again}");
         Ok(this)

@@ -1,7 +1,7 @@
 //! The state of the machine, for `status`: what anybody may know without privileges is always there, what needs root
 //! is there for root.
 
-use std::fmt;
+use std::{fmt, io};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -53,8 +53,8 @@ pub struct Staged {
     pub id: DeploymentId,
     /// Whether it must not be finalized yet.
     pub locked: bool,
-    /// Whether all its parts are there.
-    pub complete: bool,
+    /// Whether all its parts are there, when it can be seen.
+    pub complete: Option<bool>,
 }
 
 impl Status {
@@ -73,7 +73,7 @@ impl Status {
         let (mut staged, mut loader, mut record, mut boot_type, mut rollback) = (None, None, None, None, vec![]);
         known(host.marker().map(|marker| {
             staged = marker.map(|marker| Staged {
-                complete: Deployment::open(&host.sysroot, &marker.depl_id).is_ok(),
+                complete: completeness(&Deployment::open(&host.sysroot, &marker.depl_id)),
                 id: marker.depl_id,
                 locked: marker.finalization_locked,
             });
@@ -85,6 +85,17 @@ impl Status {
         let verity_required = host.booted.verity == Verity::Required;
         let booted = Booted { id: host.booted.id.clone(), verity_required };
         Ok(Self { schema: 1, booted, staged, rollback, loader, boot_type, record, unknown })
+    }
+}
+
+/// What an attempt to open a deployment says of it: where one may not look, nothing is missing.
+fn completeness<T>(opened: &Result<T>) -> Option<bool> {
+    let denied = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    match opened {
+        Ok(_) => Some(true),
+        Err(error) => (!error.chain().any(denied)).then_some(false),
     }
 }
 
@@ -107,7 +118,11 @@ impl fmt::Display for Status {
             None => writeln!(f, "staged    nothing")?,
             Some(Staged { id, locked, complete }) => {
                 let locked = if *locked { ", locked" } else { "" };
-                let complete = if *complete { "complete" } else { "incomplete" };
+                let complete = match complete {
+                    Some(true) => "complete",
+                    Some(false) => "incomplete",
+                    None => "only root sees whether it is complete",
+                };
                 writeln!(f, "staged    {id} ({complete}{locked})")?;
             }
         }
@@ -122,5 +137,20 @@ impl fmt::Display for Status {
             Some(record) => writeln!(f, "record    {}: {record}", record.finished)?,
         }
         self.unknown.iter().try_for_each(|line| writeln!(f, "unknown   {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn where_nobody_may_look_nothing_is_missing() {
+        let failed = |kind: io::ErrorKind| Err::<(), _>(io::Error::from(kind)).context("looking for the image");
+        assert_eq!(completeness(&Ok(())), Some(true));
+        assert_eq!(completeness(&failed(io::ErrorKind::NotFound)), Some(false));
+        assert_eq!(completeness(&failed(io::ErrorKind::PermissionDenied)), None);
     }
 }
