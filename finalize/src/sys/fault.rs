@@ -2,11 +2,12 @@
 //!
 //! Every function of [`crate::sys`] that changes something on a disk calls [`changing`] first. Without the feature
 //! `failpoints` (in every shipped binary) that is nothing at all. With it, `COMPOSEFS_FINALIZE_FAIL=<how>:<n>` arms the
-//! n-th call, counted from 1: `exit` ends the process at once, as a power cut does; `term` sends it SIGTERM; `enospc` and
-//! `eio` make that call, and every one after it, fail; `enospc-once` and `eio-once` only that one.
+//! n-th call, counted from 1: `exit` ends the process at once, as a power cut does; `term` and `stop` send it SIGTERM and
+//! SIGSTOP; `enospc` and `eio` make that call, and every one after it, fail; `enospc-once`, `eio-once`, `ebusy-once` and
+//! `eagain-once` only that one.
 //!
 //! `COMPOSEFS_FINALIZE_NO_SYNC=<step>,<step>` is sabotage: nothing is synced during these steps of a finalization
-//! ([`crate::record::Step`]). A proof that power cuts do no harm must fail then, or it proves nothing.
+//! ([`crate::record::Step`]); with `checkpoint` all is synced, but no journal is written back. A proof that power cuts do no harm must fail then, or it proves nothing.
 
 /// Announces the changing system call `name`.
 ///
@@ -31,8 +32,15 @@ pub fn is_sabotaged() -> bool {
     false
 }
 
+/// Whether that is left out; without the feature `failpoints`, never.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn lacks(_what: &str) -> bool {
+    false
+}
+
 #[cfg(feature = "failpoints")]
-pub use armed::{changing, is_sabotaged, step};
+pub use armed::{changing, is_sabotaged, lacks, step};
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -44,7 +52,10 @@ mod armed {
         },
     };
 
-    use rustix::io::Errno;
+    use rustix::{
+        io::Errno,
+        process::{Signal, getpid, kill_process},
+    };
 
     static CALLS: AtomicU64 = AtomicU64::new(0);
     static SABOTAGED: AtomicBool = AtomicBool::new(false);
@@ -52,7 +63,7 @@ mod armed {
     #[derive(Clone, Copy)]
     enum How {
         Exit,
-        Term,
+        Signal(Signal),
         Errors(Errno),
         Error(Errno),
     }
@@ -64,11 +75,14 @@ mod armed {
             let (how, n) = text.split_once(':')?;
             let how = match how {
                 "exit" => How::Exit,
-                "term" => How::Term,
+                "term" => How::Signal(Signal::TERM),
+                "stop" => How::Signal(Signal::STOP),
                 "enospc" => How::Errors(Errno::NOSPC),
                 "eio" => How::Errors(Errno::IO),
                 "enospc-once" => How::Error(Errno::NOSPC),
                 "eio-once" => How::Error(Errno::IO),
+                "ebusy-once" => How::Error(Errno::BUSY),
+                "eagain-once" => How::Error(Errno::AGAIN),
                 _ => return None,
             };
             Some((how, n.parse().ok()?))
@@ -80,9 +94,7 @@ mod armed {
         let n = CALLS.fetch_add(1, Ordering::SeqCst) + 1;
         match plan() {
             Some((How::Exit, at)) if n == at => std::process::exit(77),
-            Some((How::Term, at)) if n == at => {
-                Ok(rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)?)
-            }
+            Some((How::Signal(signal), at)) if n == at => Ok(kill_process(getpid(), signal)?),
             Some((How::Error(errno), at)) if n == at => Err(errno.into()),
             Some((How::Errors(errno), at)) if n >= at => Err(errno.into()),
             _ => Ok(()),
@@ -91,8 +103,13 @@ mod armed {
 
     /// A step of the finalization begins.
     pub fn step(name: &str) {
+        SABOTAGED.store(lacks(name), Ordering::SeqCst);
+    }
+
+    /// Whether that is left out.
+    pub fn lacks(what: &str) -> bool {
         let steps = std::env::var("COMPOSEFS_FINALIZE_NO_SYNC").unwrap_or_default();
-        SABOTAGED.store(steps.split(',').any(|step| step == name), Ordering::SeqCst);
+        steps.split(',').any(|step| step == what)
     }
 
     /// Whether this step's syncs are left out.

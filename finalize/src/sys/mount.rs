@@ -27,6 +27,7 @@ use super::fault;
 /// `EINVAL` when `path` is not in a mount that may be cloned, `EPERM` without `CAP_SYS_ADMIN`, `EROFS` when the file
 /// system itself is read-only and cannot be made writable.
 pub fn clone_writable(path: &Path) -> io::Result<OwnedFd> {
+    fault::changing("mount_setattr")?;
     let tree = clone(path)?;
     make_writable(&tree)?;
     let flags = rustix::fs::fstatvfs(&tree)?.f_flag;
@@ -72,6 +73,7 @@ pub fn fat(device: &Path) -> io::Result<OwnedFd> {
 ///
 /// Those of fsconfig(2) and fsmount(2).
 pub fn detached(kind: &str, device: &Path, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    fault::changing("fsmount")?;
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", device)?;
     for (key, value) in options {

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use super::fault;
+use super::{fault, freeze};
 
 /// fsync(2): the file or directory, and a flush of the disk's cache.
 ///
@@ -36,38 +36,39 @@ pub fn file_system(dir: impl AsFd) -> io::Result<()> {
     fsync(dir)
 }
 
-/// Writes the journal of an ext4 file system back to where it belongs, for a boot loader that does not replay it
-/// (GRUB). Other file systems: nothing.
+/// Writes the journal of a file system back to where it belongs, for a boot loader that does not replay it (GRUB).
 ///
-/// `EXT4_IOC_CHECKPOINT` (Linux 5.15; `Documentation/filesystems/ext4/journal.rst`) does it without stopping anybody,
-/// so there is no freeze that a killed process could leave behind.
+/// ext4 does it without stopping anybody (`EXT4_IOC_CHECKPOINT`, Linux 5.15,
+/// `Documentation/filesystems/ext4/journal.rst`). XFS, and an older ext4, is frozen and thawed ([`freeze::cycle`]).
+/// FAT has no journal, and syncfs(2) leaves nothing in that of btrfs.
 ///
 /// # Errors
 ///
-/// `EIO`. A file system without a journal, a kernel without the call, and a process without the right to it, is no error: the exchange is in the journal.
+/// As [`freeze::cycle`]. That this process may not do it is no error: the journal is on the disk.
 pub fn checkpoint(dir: &cap_std::fs::Dir) -> io::Result<()> {
     const EXT4: rustix::fs::FsWord = 0xef53;
-    if rustix::fs::fstatfs(dir)?.f_type != EXT4 {
-        return Ok(());
-    }
-    fault::changing("ioctl")?;
-    if fault::is_sabotaged() {
+    const XFS: rustix::fs::FsWord = 0x5846_5342;
+    let kind = rustix::fs::fstatfs(dir)?.f_type;
+    if ![EXT4, XFS].contains(&kind) || fault::is_sabotaged() || fault::lacks("checkpoint") {
         return Ok(());
     }
     let file = dir.open(".")?;
-    match ext4_checkpoint(&file) {
-        Err(error)
-            if !matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTTY | libc::EPERM | libc::EOPNOTSUPP)) =>
-        {
-            Err(error)
-        }
-        _ => Ok(()),
+    let mut written = if kind == EXT4 { ext4_checkpoint(&file) } else { freeze::cycle(&file) };
+    if kind == EXT4 && is(&written, &[libc::ENOTTY, libc::EOPNOTSUPP]) {
+        written = freeze::cycle(&file);
     }
+    // A process without the right to do it, and a file system without a journal.
+    if is(&written, &[libc::EPERM, libc::ENODEV]) { Ok(()) } else { written }
+}
+
+fn is(result: &io::Result<()>, errors: &[i32]) -> bool {
+    result.as_ref().is_err_and(|error| error.raw_os_error().is_some_and(|number| errors.contains(&number)))
 }
 
 fn ext4_checkpoint(file: impl AsFd) -> io::Result<()> {
     /// `_IOW('f', 43, __u32)`
     const EXT4_IOC_CHECKPOINT: libc::c_ulong = 0x4004_662b;
+    fault::changing("ioctl")?;
     let flags: u32 = 0;
     #[allow(unsafe_code, reason = "an ioctl that no library knows")]
     // SAFETY: the kernel reads four bytes from the pointer, which outlives the call.

@@ -14,6 +14,7 @@ mod etc_policy;
 mod etc_program;
 mod etc_traps;
 mod finalize;
+mod frozen;
 mod fuzz;
 mod machine;
 mod tidy;
