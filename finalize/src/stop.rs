@@ -70,15 +70,15 @@ impl Stop {
         self.pause(Duration::ZERO)
     }
 
-    /// Tries again what may pass, so many times, with pauses between.
+    /// Tries again, so many times, with pauses between, while what fails may pass: something is busy, or not there yet.
     ///
     /// # Errors
     ///
-    /// The last one; [`Stopped`] when there is no time left to try again.
+    /// The last one, and the first that does not pass; [`Stopped`] when there is no time left to try again.
     pub fn patiently<T>(&self, again: u32, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         for number in 1..=again {
             match attempt() {
-                Err(error) => tracing::warn!("{error:#}; trying again"),
+                Err(error) if may_pass(&error) => tracing::warn!("{error:#}; trying again"),
                 done => return done,
             }
             self.pause(PAUSE * number)?;
@@ -108,9 +108,32 @@ impl Stop {
     }
 }
 
+/// An error without a number says that something was not found.
+fn may_pass(error: &anyhow::Error) -> bool {
+    let number = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+    let passing = [libc::EBUSY, libc::EAGAIN, libc::EINTR, libc::ENOENT, libc::ENODEV, libc::ENXIO, libc::ENOMEDIUM];
+    number.is_none_or(|number| passing.contains(&number))
+}
+
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
+
     use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_nothing_else() {
+        let attempts = |number: i32| {
+            let mut attempts = 0;
+            let result = Stop::never().patiently(1, || {
+                attempts += 1;
+                Err::<(), _>(io::Error::from_raw_os_error(number)).context("mounting a device")
+            });
+            assert!(result.is_err());
+            attempts
+        };
+        assert_eq!([libc::EBUSY, libc::EAGAIN, libc::ENXIO, libc::EIO, libc::EACCES].map(attempts), [2, 2, 2, 1, 1]);
+    }
 
     #[test]
     fn a_deadline_and_a_signal_stop() {

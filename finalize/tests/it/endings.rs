@@ -95,6 +95,33 @@ fn an_esp_that_is_slow_to_appear_is_waited_for() {
 }
 
 #[test]
+fn an_esp_that_is_busy_once_is_tried_again() {
+    for how in ["ebusy-once", "eagain-once"] {
+        let mut tried_again = 0;
+        for n in 1.. {
+            let machine = Machine::new(Loader::SystemdBoot);
+            let run = |attempts: u32| {
+                let config = format!("[finalize]\nretry-attempts = {attempts}\n");
+                configured(&machine, &config).env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}")).output().unwrap()
+            };
+            let first = run(0);
+            if first.status.success() {
+                break;
+            }
+            let second = run(1);
+            let said = String::from_utf8_lossy(&second.stderr);
+            if said.contains("trying again") {
+                assert!(second.status.success(), "{how}:{n}: {said}");
+                machine.assert_finalized();
+                tried_again += 1;
+            }
+            machine.ok(&["staged"]);
+        }
+        assert!(tried_again > 0, "{how}");
+    }
+}
+
+#[test]
 fn without_rollback_a_failure_leaves_what_the_next_run_goes_on_with() {
     let machine = Machine::new(Loader::SystemdBoot);
     let mut n = 1;
