@@ -12,9 +12,10 @@ use crate::{
     disk::{
         esp, ext4,
         layout::{OVERHEAD, Purpose, create},
+        xfs,
     },
     payload::{Payload, Store},
-    recipe::{Boot, DiskFormat, Esps, Recipe},
+    recipe::{Boot, BootFs, DiskFormat, Esps, Recipe},
     seal,
     tree::{Content, Meta, Node},
 };
@@ -47,7 +48,7 @@ pub fn build(recipe: &Recipe, says: &mut dyn FnMut(&str)) -> Result<Built> {
     let scratch = tempfile::Builder::new().prefix(".image-tools-").tempdir_in(beside)?;
     let store = Store::create(&scratch.path().join("composefs"))?;
     says("pulling the booted image");
-    if recipe.boot == Boot::Partition && recipe.loader == Loader::SystemdBoot {
+    if recipe.boot != Boot::Directory && recipe.loader == Loader::SystemdBoot {
         bail!("systemd-boot reads its entries from the ESP: a boot partition needs --bootloader grub");
     }
     let booted = store.pull(&recipe.image, recipe.boot_type, scratch.path())?;
@@ -100,11 +101,11 @@ fn files(recipe: &Recipe, store: &Store, (booted, staged): (&Payload, Option<&Pa
     }
     let (uuid, prefix) = match recipe.boot {
         Boot::Directory => (ids.root, "/boot"),
-        Boot::Partition => (ids.boot, ""),
+        Boot::Partition(_) => (ids.boot, ""),
     };
     let menu = grub::Menu { booted, staged, options: &options, boot_type: recipe.boot_type };
     let made = grub::files(store, menu, grub::BootFs { uuid, prefix, esp: ids.esp })?;
-    if recipe.boot == Boot::Partition {
+    if recipe.boot != Boot::Directory {
         return Ok(Files { esp: made.esp, boot: Some(made.boot), root });
     }
     root.extend(made.boot.into_iter().map(|node| Node { path: Path::new("boot").join(&node.path), ..node }));
@@ -125,7 +126,9 @@ fn write(disk: &Path, recipe: &Recipe, files: &Files, (ids, names): (&Ids, &dyn 
             Purpose::EspMirror => esp::create(disk, at, ids.esp_mirror, &files.esp)?,
             Purpose::Boot => {
                 let nodes = files.boot.as_deref().unwrap_or_default();
-                ext4::create(disk, at, ext4::Names { uuid: ids.boot, label: "boot" }, nodes)?;
+                let xfs = recipe.boot == Boot::Partition(BootFs::Xfs);
+                let make = if xfs { xfs::create } else { ext4::create };
+                make(disk, at, ext4::Names { uuid: ids.boot, label: "boot" }, nodes)?;
             }
             Purpose::Root => ext4::create(disk, at, ext4::Names { uuid: ids.root, label: "root" }, &files.root)?,
         }

@@ -14,7 +14,7 @@ use finalize::{boot::Loader, staged::BootType};
 use crate::{
     build,
     oci::Source,
-    recipe::{Boot as BootPlace, DiskFormat, Esps, Recipe, Sealing},
+    recipe::{Boot as BootPlace, BootFs, DiskFormat, Esps, Recipe, Sealing},
 };
 
 /// From OCI images to bootable composefs disk images.
@@ -61,9 +61,9 @@ struct Build {
     /// bls or uki
     #[arg(long, default_value = "bls")]
     boot_type: BootType,
-    /// Make boot a partition of its own (GRUB)
-    #[arg(long)]
-    boot_partition: bool,
+    /// Make boot a partition of its own (GRUB), ext4 unless told
+    #[arg(long, value_enum, value_name = "FILE SYSTEM", num_args = 0..=1, default_missing_value = "ext4")]
+    boot_partition: Option<BootFs>,
     /// Make a second ESP with the same content, as mirrored disks have it
     #[arg(long)]
     mirror_esp: bool,
@@ -115,7 +115,7 @@ impl Build {
             format: self.format,
             loader: self.bootloader,
             boot_type: self.boot_type,
-            boot: if self.boot_partition { BootPlace::Partition } else { BootPlace::Directory },
+            boot: self.boot_partition.map_or(BootPlace::Directory, BootPlace::Partition),
             esps: if self.mirror_esp { Esps::Mirrored } else { Esps::One },
             sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
             seed: self.seed,

@@ -32,10 +32,11 @@ use self::{
     case::Case,
     judge::{Judge, Memory, Verdict},
     log::Log,
-    scratch::{Scratch, copy_sparse},
+    scratch::{ForGrub, Scratch},
 };
 use crate::{
     inspect::table,
+    sparse,
     vm::{Changes, Machine, Show, Vm},
 };
 
@@ -103,11 +104,11 @@ impl Recording {
     pub fn make(dir: &Path, session: &Session) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let [base, last, writes] = ["base.raw", "final.raw", "writes.log"].map(|name| dir.join(name));
-        copy_sparse(&session.disk, &base)?;
+        sparse::copy(&session.disk, &base)?;
         if session.crowded {
             crowd::crowd(&base)?;
         }
-        copy_sparse(&base, &last)?;
+        sparse::copy(&base, &last)?;
         let resume = session.resume.clone();
         let machine = Machine { write_log: Some(writes.clone()), resume, ..machine(&last, dir, session) };
         let mut vm = Vm::start(&machine)?;
@@ -159,12 +160,12 @@ impl Recording {
 
     /// Partitions to try power cuts on, in the directory `dir`.
     fn scratch(&self, judge: &Judge, dir: &Path) -> Result<Scratch> {
-        Scratch::copy(&self.dir.join("base.raw"), dir, &judge.journal)
+        Scratch::copy(&self.dir.join("base.raw"), dir, &judge.for_grub)
     }
 
     /// The disk after a power cut, in a file.
     fn disk(&self, case: &Case, path: &Path) -> Result<()> {
-        copy_sparse(&self.dir.join("base.raw"), path)?;
+        sparse::copy(&self.dir.join("base.raw"), path)?;
         repeat(&self.log, self.mark, case, path)
     }
 
@@ -253,7 +254,7 @@ impl Recording {
             look.display()
         );
         vm.power_down()?;
-        let after = judge.boots_first(&Scratch::copy(&path, dir.path(), &[])?)?;
+        let after = judge.boots_first(&Scratch::copy(&path, dir.path(), &ForGrub::default())?)?;
         ensure!(after == Verdict::New, "after the power cut {case}, a boot and a shutdown, {after} boots");
         Ok(verdict)
     }

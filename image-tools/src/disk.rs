@@ -4,3 +4,4 @@ pub mod esp;
 pub mod ext4;
 pub mod layout;
 pub mod verity;
+pub mod xfs;

@@ -2,8 +2,10 @@
 
 pub mod ext4;
 pub mod fat;
+pub mod grub;
 pub mod objects;
 pub mod table;
+pub mod xfs;
 
 use std::{
     fmt,
@@ -19,7 +21,7 @@ use finalize::{
 };
 use serde::Serialize;
 
-use self::{ext4::Ext4, fat::Fat, table::Partition};
+use self::{ext4::Ext4, fat::Fat, grub::GrubFs, table::Partition};
 use crate::cmd;
 
 /// An opened disk image; another format is converted to raw for as long as this lives.
@@ -31,10 +33,14 @@ pub struct Disk {
     pub partitions: Vec<Partition>,
     /// The ESP.
     pub esp: Fat,
-    /// The boot partition, where there is one.
-    pub boot: Option<Ext4>,
     /// The physical root.
     pub root: Ext4,
+    /// The partition that holds GRUB's files: a boot partition, or the physical root.
+    pub boot: Partition,
+    /// Its file system.
+    pub grub: GrubFs,
+    /// Where the boot directory is in it.
+    pub prefix: &'static str,
     _scratch: Option<tempfile::TempDir>,
 }
 
@@ -105,16 +111,15 @@ impl Disk {
         }
         let partitions =
             table::read(&path).with_context(|| format!("reading the partitions of {}", image.display()))?;
-        let at = |name: &str| {
+        let find = |name: &str| {
             let found = partitions.iter().find(|partition| partition.name == name);
-            found
-                .map(|partition| partition.start)
-                .with_context(|| format!("{} has no partition {name:?}", image.display()))
+            found.with_context(|| format!("{} has no partition {name:?}", image.display()))
         };
-        let boot = partitions.iter().find(|partition| partition.name == "boot");
-        let boot = boot.map(|partition| Ext4::at(&path, partition.start));
-        let (esp, root) = (Fat::at(&path, at("esp")?), Ext4::at(&path, at("root")?));
-        Ok(Self { path, partitions, esp, boot, root, _scratch: scratch })
+        let (esp, root) = (find("esp")?, find("root")?);
+        let (boot, prefix) = find("boot").map_or((root, "/boot"), |boot| (boot, ""));
+        let (boot, grub) = (boot.clone(), GrubFs::partition(&path, boot.number));
+        let (esp, root) = (Fat::at(&path, esp.start), Ext4::at(&path, root.start));
+        Ok(Self { path, partitions, esp, root, boot, grub, prefix, _scratch: scratch })
     }
 
     /// What is on it.
@@ -123,7 +128,7 @@ impl Disk {
     ///
     /// When a file system cannot be read.
     pub fn report(&self) -> Result<Report> {
-        let loader = match self.grub_fs().0.exists(&self.in_boot("grub2/grub.cfg"))? {
+        let loader = match self.grub.exists(&self.in_boot("grub2/grub.cfg"))? {
             true => Loader::Grub,
             false => Loader::SystemdBoot,
         };
@@ -142,20 +147,14 @@ impl Disk {
         })
     }
 
-    /// The file system with GRUB's files, and where the boot directory is in it.
-    fn grub_fs(&self) -> (&Ext4, &'static str) {
-        self.boot.as_ref().map_or((&self.root, "/boot"), |boot| (boot, ""))
-    }
-
     fn in_boot(&self, path: &str) -> String {
-        format!("{}/{path}", self.grub_fs().1)
+        format!("{}/{path}", self.prefix)
     }
 
     fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
-        let (grub, _) = self.grub_fs();
         let entries: Entries = match loader {
             Loader::SystemdBoot => self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect(),
-            Loader::Grub => grub.files(&self.in_boot(&format!("{}/{dir}", layout::LOADER)))?.into_iter().collect(),
+            Loader::Grub => self.grub.files(&self.in_boot(&format!("{}/{dir}", layout::LOADER)))?.into_iter().collect(),
         };
         let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
             file: file.to_owned(),
@@ -166,7 +165,7 @@ impl Disk {
         let mut list: Vec<_> = list.collect();
         if loader == Loader::Grub {
             let file = if dir == layout::ENTRIES { layout::USER_CFG } else { layout::USER_CFG_STAGED };
-            let text = grub.read(&self.in_boot(&format!("{}/{file}", layout::GRUB)))?.unwrap_or_default();
+            let text = self.grub.read(&self.in_boot(&format!("{}/{file}", layout::GRUB)))?.unwrap_or_default();
             list.extend(boot::grub::chainloaded(&text).into_iter().map(|(title, uki)| BootEntry {
                 file: file.to_owned(),
                 deployment: boot::bls::id_of_uki(&uki),
@@ -202,8 +201,12 @@ impl Disk {
     pub fn check(&self, report: &Report) -> Result<Vec<String>> {
         let mut wrong = self.check_boot(report)?;
         wrong.extend(self.esp.fsck()?);
-        for file_system in self.boot.iter().chain([&self.root]) {
-            wrong.extend(file_system.fsck()?);
+        for partition in self.partitions.iter().filter(|partition| ["boot", "root"].contains(&partition.name.as_str()))
+        {
+            wrong.extend(match xfs::is_at(&self.path, partition.start)? {
+                true => xfs::fsck(&self.path, partition)?,
+                false => Ext4::at(&self.path, partition.start).fsck(&partition.name),
+            });
         }
         let images: Vec<_> = report.deployments.iter().map(|deployment| deployment.id.clone()).collect();
         wrong.extend(objects::check(&self.root, &self.path, &images)?);
@@ -216,7 +219,7 @@ impl Disk {
         let dirs =
             [layout::ENTRIES, layout::ENTRIES_STAGED].map(|name| self.in_boot(&format!("{}/{name}", layout::LOADER)));
         for dir in dirs.iter().filter(|_| loader == Loader::Grub) {
-            let entries: Entries = self.grub_fs().0.files(dir)?.into_iter().collect();
+            let entries: Entries = self.grub.files(dir)?.into_iter().collect();
             let text = entries.get(boot::grub::GENERATED);
             if text.is_some_and(|text| text != boot::grub::menuentries(&entries)) {
                 wrong.push(format!("{dir}/{} is not made from the entries beside it", boot::grub::GENERATED));
@@ -240,7 +243,7 @@ impl Disk {
                 let found = match report.loader {
                     Loader::SystemdBoot => self.esp.exists(path)?,
                     Loader::Grub if path.ends_with(".efi") => self.esp.exists(path)?,
-                    Loader::Grub => self.grub_fs().0.exists(path)?,
+                    Loader::Grub => self.grub.exists(path)?,
                 };
                 if !found && entry.deployment.is_some() {
                     wrong.push(format!("{} names {path}, which does not exist", entry.file));

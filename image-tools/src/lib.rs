@@ -12,6 +12,7 @@ pub mod oci;
 pub mod payload;
 pub mod recipe;
 pub mod seal;
+pub mod sparse;
 pub mod tree;
 pub mod uki;
 pub mod vm;

@@ -40,8 +40,17 @@ pub struct Recipe {
 pub enum Boot {
     /// A directory of the root file system.
     Directory,
-    /// A partition of its own, ext4.
-    Partition,
+    /// A partition of its own.
+    Partition(BootFs),
+}
+
+/// The file system of a boot partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BootFs {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
 }
 
 /// How many EFI system partitions a disk has.

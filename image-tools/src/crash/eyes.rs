@@ -1,11 +1,6 @@
-//! A disk as a boot loader sees it: FAT as it is, and ext4 as GRUB reads it, without replaying the journal. For that it is
-//! GRUB's own file system code that reads (grub-fstest, of Debian's grub-common).
+//! A disk as a boot loader sees it: FAT as it is, and ext4 and XFS as GRUB reads them, without replaying their journals.
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 use finalize::{
@@ -15,8 +10,7 @@ use finalize::{
     layout,
 };
 
-use super::log::SECTOR;
-use crate::inspect::fat::Fat;
+use crate::inspect::{fat::Fat, grub::GrubFs};
 
 /// What a boot loader reads its entries from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +32,6 @@ pub struct Choice {
     pub id: DeploymentId,
     /// Kernel and initrds, or the UKI.
     pub files: Vec<String>,
-}
-
-/// A file system as GRUB reads it.
-#[derive(Debug)]
-pub struct GrubFs {
-    file: PathBuf,
 }
 
 /// Both file systems that a boot loader may read.
@@ -74,9 +62,9 @@ impl Eyes {
                 of_entries(&entries.into_iter().collect(), Loader::SystemdBoot)
             }
             Menu::Blsuki => of_entries(&self.grub.files(&entries)?.into_iter().collect(), Loader::Grub),
-            Menu::Generated => of_menuentries(&self.grub.text(&generated)?),
+            Menu::Generated => of_menuentries(&self.text(&generated)?),
             Menu::UserCfg => {
-                let text = self.grub.text(&format!("{}/{}/{}", self.prefix, layout::GRUB, layout::USER_CFG))?;
+                let text = self.text(&format!("{}/{}/{}", self.prefix, layout::GRUB, layout::USER_CFG))?;
                 let ukis = grub::chainloaded(&text).into_iter();
                 ukis.map(|(_, uki)| Some(Choice { id: id_of_uki(&uki)?, files: vec![uki] })).collect()
             }
@@ -86,6 +74,11 @@ impl Eyes {
             Some(None) => bail!("the first entry boots no deployment"),
             Some(Some(_)) => Ok(choices.into_iter().flatten().collect()),
         }
+    }
+
+    /// What GRUB cannot do without.
+    fn text(&self, path: &str) -> Result<String> {
+        self.grub.read(path)?.with_context(|| format!("GRUB does not find {path}"))
     }
 
     /// Where the bytes of a file that an entry names are, in its file system. Where they are as before, and nothing has
@@ -131,60 +124,6 @@ fn of_menuentries(text: &str) -> Vec<Option<Choice>> {
         }
     }
     found
-}
-
-impl GrubFs {
-    /// The file system in a file.
-    pub fn at(file: &Path) -> Self {
-        Self { file: file.to_owned() }
-    }
-
-    fn command(&self, what: &str, path: &str) -> Command {
-        let mut command = Command::new("grub-fstest");
-        command.arg(&self.file).args([what, "--", &format!("(loop0)/{}", path.trim_start_matches('/'))]);
-        command
-    }
-
-    fn run(&self, what: &str, path: &str) -> Result<String> {
-        let output = self.command(what, path).output().context("starting grub-fstest: is grub-common installed?")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            bail!("GRUB cannot read {path}: {}", said.trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// The text of a file.
-    ///
-    /// # Errors
-    ///
-    /// When GRUB cannot read it.
-    pub fn text(&self, path: &str) -> Result<String> {
-        self.run("cat", path)
-    }
-
-    /// grub-fstest prints sectors, `first+count` and at the end of a file `sector[from-to]`.
-    fn blocks(&self, path: &str) -> Result<Vec<Range<u64>>> {
-        let said = self.run("blocklist", path)?;
-        let range = |text: &str| {
-            if let Some((sector, part)) = text.split_once('[') {
-                let (from, to) = part.trim_end_matches(']').split_once('-')?;
-                let at = sector.parse::<u64>().ok()? * SECTOR;
-                return Some(at + from.parse::<u64>().ok()?..at + to.parse::<u64>().ok()?);
-            }
-            let (first, count) = text.split_once('+')?;
-            let first = first.parse::<u64>().ok()?;
-            Some(first * SECTOR..(first + count.parse::<u64>().ok()?) * SECTOR)
-        };
-        let found: Option<Vec<_>> = said.trim().split(',').map(range).collect();
-        found.with_context(|| format!("{path}: grub-fstest says {said:?}"))
-    }
-
-    fn files(&self, dir: &str) -> Result<Vec<(String, String)>> {
-        let names = self.run("ls", &format!("{dir}/"))?;
-        let files = names.split_whitespace().filter(|name| !name.ends_with('/') && !name.starts_with('.'));
-        files.map(|name| Ok((name.to_owned(), self.text(&format!("{dir}/{name}"))?))).collect()
-    }
 }
 
 #[cfg(test)]

@@ -24,12 +24,13 @@ use finalize::{
 use super::{
     case::Part,
     etc::{Etc, etc, same},
-    eyes::{Choice, Eyes, GrubFs, Menu},
-    scratch::{Scratch, copy_sparse},
+    eyes::{Choice, Eyes, Menu},
+    scratch::{ForGrub, Scratch},
 };
 use crate::{
     disk::verity::BLOCK,
-    inspect::{Disk, fat::Fat},
+    inspect::{self, Disk, fat::Fat, grub::GrubFs, xfs},
+    sparse,
 };
 
 /// What a disk is.
@@ -92,9 +93,8 @@ pub struct Judge {
     new: DeploymentId,
     /// Where the bytes of kernels, initrds and UKIs are, in their file system.
     files: BTreeMap<String, Vec<Range<u64>>>,
-    grub_partition: &'static str,
-    /// Where the journal is in the root file system.
-    pub journal: Vec<Range<u64>>,
+    /// What GRUB reads, if it is GRUB.
+    pub for_grub: ForGrub,
     old_etc: Etc,
     new_etc: Etc,
 }
@@ -114,13 +114,13 @@ impl Judge {
             old: report.entries.iter().find_map(|entry| entry.deployment.clone()).context("no deployment boots")?,
             new: staged.parse::<Marker>()?.depl_id,
             files: BTreeMap::new(),
-            grub_partition: if disk.boot.is_some() { "boot" } else { "root" },
-            journal: journal(&disk)?,
+            for_grub: for_grub(&disk)?,
             old_etc: Etc::new(),
             new_etc: Etc::new(),
         };
         let dirs = [tempfile::tempdir()?, tempfile::tempdir()?];
-        let [first, last] = [Scratch::copy(before, dirs[0].path(), &[])?, Scratch::copy(after, dirs[1].path(), &[])?];
+        let copy = |disk, dir: &tempfile::TempDir| Scratch::copy(disk, dir.path(), &judge.for_grub);
+        let (first, last) = (copy(before, &dirs[0])?, copy(after, &dirs[1])?);
         judge.old_etc = etc(&ext4(&first)?, &judge.old, layout::ETC)?;
         judge.new_etc = etc(&ext4(&last)?, &judge.new, layout::ETC)?;
         for (disk, id) in [(&first, &judge.old), (&last, &judge.new)] {
@@ -148,11 +148,11 @@ impl Judge {
         if !memory.esp.contains_key(&applied.esp) {
             memory.esp.insert(applied.esp.clone(), self.look_at_esp(scratch)?);
         }
-        if !memory.grub.contains_key(&applied.but_journal) {
-            memory.grub.insert(applied.but_journal.clone(), Rc::new(self.look_as_grub(scratch)?));
+        if !memory.grub.contains_key(&applied.grub) {
+            memory.grub.insert(applied.grub.clone(), Rc::new(self.look_as_grub(scratch)?));
         }
         if !memory.root.contains_key(&applied.rest) {
-            let grub = &memory.grub[&applied.but_journal];
+            let grub = &memory.grub[&applied.grub];
             memory.root.insert(applied.rest.clone(), self.look_at_root(scratch, grub)?);
         }
         let (esp, root) = (&memory.esp[&applied.esp], &memory.root[&applied.rest]);
@@ -168,10 +168,10 @@ impl Judge {
 
     /// The partition that holds kernels or UKIs, and where their bytes are in it: nothing may write there, or they would
     /// have to be read again after each power cut.
-    pub fn kernels(&self) -> (&'static str, impl Iterator<Item = &Range<u64>>) {
+    pub fn kernels(&self) -> (&str, impl Iterator<Item = &Range<u64>>) {
         let partition = match self.menu {
             Menu::Esp | Menu::UserCfg => "esp",
-            Menu::Generated | Menu::Blsuki => self.grub_partition,
+            Menu::Generated | Menu::Blsuki => &self.for_grub.partition,
         };
         (partition, self.files.values().flatten())
     }
@@ -304,17 +304,21 @@ fn deployment_is_whole(scratch: &Scratch, (id, mark): (&DeploymentId, &str), wan
     Ok(())
 }
 
-/// Where the journal of the root file system is: inode 8 of ext4.
-fn journal(disk: &Disk) -> Result<Vec<Range<u64>>> {
-    let inode = disk.root.inodes(&["<8>".to_owned()])?.pop().unwrap_or_default();
-    let block = BLOCK as u64;
-    Ok(inode.extents.iter().map(|(_, first, count)| first * block..(first + count) * block).collect())
+/// Where GRUB's files are, and the journal there: inode 8 of ext4. XFS's log is taken for something that it reads.
+fn for_grub(disk: &Disk) -> Result<ForGrub> {
+    let mut inode = inspect::ext4::Inode::default();
+    if !xfs::is_at(&disk.path, disk.boot.start)? {
+        let ext4 = inspect::ext4::Ext4::at(&disk.path, disk.boot.start);
+        inode = ext4.inodes(&["<8>".to_owned()])?.pop().unwrap_or_default();
+    }
+    let bytes = |(_, first, count): &(u64, u64, u64)| first * BLOCK as u64..(first + count) * BLOCK as u64;
+    Ok(ForGrub { partition: disk.boot.name.clone(), journal: inode.extents.iter().map(bytes).collect() })
 }
 
 /// A copy of the ESP, after what a boot does to it.
 fn repaired_esp(esp: &Path) -> Result<PathBuf> {
     let copy = esp.with_extension("repaired");
-    copy_sparse(esp, &copy)?;
+    sparse::copy(esp, &copy)?;
     let output = Command::new("fsck.fat").arg("-a").arg(&copy).output().context("starting fsck.fat")?;
     match output.status.code() {
         // Nothing to do, or done (fsck.fat(8), "EXIT STATUS").
@@ -328,8 +332,8 @@ fn menu(disk: &Disk, loader: Loader) -> Result<Menu> {
     if loader == Loader::SystemdBoot {
         return Ok(Menu::Esp);
     }
-    let (fs, prefix) = disk.boot.as_ref().map_or((&disk.root, "/boot"), |boot| (boot, ""));
-    let text = fs.read(&format!("{prefix}/{}/grub.cfg", layout::GRUB))?.context("there is no grub.cfg")?;
+    let config = format!("{}/{}/grub.cfg", disk.prefix, layout::GRUB);
+    let text = disk.grub.read(&config)?.context("there is no grub.cfg")?;
     Ok(match text {
         text if text.contains(layout::USER_CFG) => Menu::UserCfg,
         text if text.contains("blscfg") => Menu::Blsuki,

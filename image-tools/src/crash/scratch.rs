@@ -5,7 +5,6 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -13,13 +12,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::{fs::SeekFrom as Sparse, io::Errno};
 
 use super::{
     case::{Case, Part},
     log::{Kind, Log},
 };
-use crate::{cmd, inspect::table};
+use crate::{
+    cmd,
+    inspect::{table, xfs},
+    sparse,
+};
 
 /// A partition.
 #[derive(Debug)]
@@ -39,8 +41,16 @@ pub struct Scratch {
     undo: Vec<(usize, u64, Vec<u8>)>,
     /// What was applied: where this is equal, so are the bytes.
     pub applied: Applied,
-    /// Where the journal is in the root file system.
-    journal: Vec<Range<u64>>,
+    for_grub: ForGrub,
+}
+
+/// What GRUB reads.
+#[derive(Debug, Clone, Default)]
+pub struct ForGrub {
+    /// The partition with its files.
+    pub partition: String,
+    /// Where the journal is in that file system, which it does not read.
+    pub journal: Vec<Range<u64>>,
 }
 
 /// What was applied, by what it may change.
@@ -50,8 +60,8 @@ pub struct Applied {
     pub esp: Vec<Part>,
     /// All others.
     pub rest: Vec<Part>,
-    /// All others, but for the root file system's journal, which GRUB does not read.
-    pub but_journal: Vec<Part>,
+    /// What GRUB may see of it.
+    pub grub: Vec<Part>,
 }
 
 /// What is done with a part of an entry: where it goes on the disk, and its bytes.
@@ -75,21 +85,20 @@ pub fn writes(log: &Log, mark: usize, case: &Case, each: Each<'_>) -> Result<()>
 }
 
 impl Scratch {
-    /// Copies of the partitions of `disk`, in the directory `dir`; the root file system's journal is at `journal`.
+    /// Copies of the partitions of `disk`, in the directory `dir`.
     ///
     /// # Errors
     ///
     /// Those of reading the partition table and of copying.
-    pub fn copy(disk: &Path, dir: &Path, journal: &[Range<u64>]) -> Result<Self> {
+    pub fn copy(disk: &Path, dir: &Path, for_grub: &ForGrub) -> Result<Self> {
         let mut partitions = vec![];
         for partition in table::read(disk)? {
             let path = dir.join(&partition.name);
             let range = partition.start..partition.start + partition.size;
-            let file = copy_range(disk, range.clone(), &path)
-                .with_context(|| format!("copying {} of {} to {}", partition.name, disk.display(), path.display()))?;
+            let file = sparse::part(disk, range.clone(), &path)?;
             partitions.push(Partition { name: partition.name, path, file, range });
         }
-        Ok(Self { partitions, undo: vec![], applied: Applied::default(), journal: journal.to_vec() })
+        Ok(Self { partitions, undo: vec![], applied: Applied::default(), for_grub: for_grub.clone() })
     }
 
     /// The file with the partition `name`, if there is one.
@@ -116,8 +125,9 @@ impl Scratch {
                 self.applied.esp.push(part.clone());
             } else {
                 self.applied.rest.push(part.clone());
-                if name != "root" || !self.journal.iter().any(|journal| journal.contains(&at)) {
-                    self.applied.but_journal.push(part.clone());
+                let for_grub = &self.for_grub;
+                if *name == for_grub.partition && !for_grub.journal.iter().any(|journal| journal.contains(&at)) {
+                    self.applied.grub.push(part.clone());
                 }
             }
             self.undo.push((number, at, before));
@@ -139,13 +149,16 @@ impl Scratch {
     }
 
     /// Lets e2fsck repair the ext4 file system in the partition `name`, as a boot does (`-p`), and calls `judge` in between
-    /// that and undoing it. A partition that does not exist needs no repair.
+    /// that and undoing it. A partition that does not exist needs no repair, and XFS gets none (fsck.xfs(8)).
     ///
     /// # Errors
     ///
     /// What e2fsck says when it wants a person, and the errors of `judge`.
     pub fn repaired<T>(&self, name: &str, judge: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(path) = self.partition(name) else { return judge() };
+        if xfs::is_at(path, 0)? {
+            return judge();
+        }
         let notes = path.with_extension("e2undo");
         _ = std::fs::remove_file(&notes);
         let output = Command::new("e2fsck").args(["-p", "-z"]).args([&*notes, path]).output();
@@ -160,40 +173,6 @@ impl Scratch {
         }
         judged
     }
-}
-
-/// Copies a file, its holes left out.
-///
-/// # Errors
-///
-/// Names both files.
-pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
-    let copied = from.metadata().and_then(|file| copy_range(from, 0..file.len(), to));
-    copied.with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
-    Ok(())
-}
-
-/// Copies a part of a file to a file of its own, its holes left out (lseek(2), `SEEK_DATA`).
-fn copy_range(from: &Path, range: Range<u64>, to: &Path) -> io::Result<File> {
-    let mut source = File::open(from)?;
-    let mut copy = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
-    copy.set_len(range.end - range.start)?;
-    let mut at = range.start;
-    while at < range.end {
-        let data = match rustix::fs::seek(&source, Sparse::Data(at)) {
-            Err(Errno::NXIO) => break,
-            data => data?,
-        };
-        let hole = rustix::fs::seek(&source, Sparse::Hole(data))?.min(range.end);
-        if data < hole {
-            source.seek(SeekFrom::Start(data))?;
-            copy.seek(SeekFrom::Start(data - range.start))?;
-            io::copy(&mut Read::take(&source, hole - data), &mut copy)?;
-        }
-        at = hole.max(data);
-    }
-    copy.flush()?;
-    Ok(copy)
 }
 
 #[cfg(test)]
@@ -215,7 +194,7 @@ mod tests {
             partitions: vec![partition],
             undo: vec![],
             applied: Applied::default(),
-            journal: vec![0..256, 256..512],
+            for_grub: ForGrub { partition: "root".to_owned(), journal: vec![0..256, 256..512] },
         };
         let is = |bytes: [u8; 2]| {
             let disk = std::fs::read(&path).unwrap();
@@ -223,28 +202,11 @@ mod tests {
         };
         disk.apply(&log, 0, &Case { moment: 4, chance: None }).unwrap();
         is([2, 3]);
-        let Applied { esp, rest, but_journal } = &disk.applied;
-        assert_eq!([esp, rest, but_journal].map(Vec::len), [0, 3, 1]);
+        let Applied { esp, rest, grub } = &disk.applied;
+        assert_eq!([esp, rest, grub].map(Vec::len), [0, 3, 1]);
         disk.undo().unwrap();
         is([0, 0]);
         disk.apply(&log, 1, &Case { moment: 2, chance: None }).unwrap();
         is([2, 2]);
-    }
-
-    #[test]
-    fn holes_are_left_out_of_a_copy() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
-        let file = File::create(&from).unwrap();
-        file.set_len(1 << 30).unwrap();
-        file.write_all_at(b"data", 5 << 20).unwrap();
-        drop(copy_range(&from, 1 << 20..1 << 29, &to).unwrap());
-        let copy = File::open(&to).unwrap();
-        let mut bytes = [0; 4];
-        copy.read_exact_at(&mut bytes, 4 << 20).unwrap();
-        let (meta, blocks) =
-            (copy.metadata().unwrap(), std::os::unix::fs::MetadataExt::blocks(&copy.metadata().unwrap()));
-        assert_eq!((&bytes, meta.len()), (b"data", (1 << 29) - (1 << 20)));
-        assert!(blocks < 1000, "{blocks} blocks");
     }
 }

@@ -154,15 +154,11 @@ impl Ext4 {
         Ok(self.each("stat", paths)?.into_iter().map(|text| parse_inode(&text.unwrap_or_default())).collect())
     }
 
-    /// What e2fsck finds wrong.
-    ///
-    /// # Errors
-    ///
-    /// None so far.
-    pub fn fsck(&self) -> Result<Vec<String>> {
+    /// What e2fsck finds wrong with the file system, which is called `name`.
+    pub fn fsck(&self, name: &str) -> Vec<String> {
         match cmd::run(Command::new("e2fsck").args(["-f", "-n", &self.image])) {
-            Ok(_) => Ok(vec![]),
-            Err(error) => Ok(vec![format!("the root file system is not clean: {error:#}")]),
+            Ok(_) => vec![],
+            Err(error) => vec![format!("the {name} file system is not clean: {error:#}")],
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    io::{Read, Seek, SeekFrom, Write},
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -12,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::cmd;
+use crate::{cmd, sparse};
 
 /// The file system.
 #[derive(Debug)]
@@ -125,41 +124,15 @@ impl Fat {
     ///
     /// When the file system cannot be copied out of the image.
     pub fn fsck(&self) -> Result<Vec<String>> {
-        let mut disk = std::fs::File::open(&self.disk)?;
-        disk.seek(SeekFrom::Start(self.start))?;
         let mut boot_sector = [0; 512];
-        disk.read_exact(&mut boot_sector)?;
+        std::fs::File::open(&self.disk)?.read_exact_at(&mut boot_sector, self.start)?;
         // BPB_TotSec32 (Microsoft's FAT specification), in sectors of 512 bytes.
         let sectors = u32::from_le_bytes([boot_sector[32], boot_sector[33], boot_sector[34], boot_sector[35]]);
-        disk.seek(SeekFrom::Start(self.start))?;
-        let mut copy = tempfile::NamedTempFile::new()?;
-        copy_sparse(&mut disk.take(u64::from(sectors) * 512), copy.as_file_mut())?;
+        let copy = tempfile::NamedTempFile::new()?;
+        sparse::part(&self.disk, self.start..self.start + u64::from(sectors) * 512, copy.path())?;
         match cmd::run(Command::new("fsck.fat").arg("-n").arg(copy.path())) {
             Ok(_) => Ok(vec![]),
             Err(error) => Ok(vec![format!("the ESP is not clean: {error:#}")]),
         }
-    }
-}
-
-/// Copies, and leaves holes where there are only zeros.
-fn copy_sparse(from: &mut dyn Read, to: &mut std::fs::File) -> Result<()> {
-    let mut buffer = vec![0; 1 << 20];
-    let mut length = 0;
-    loop {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match from.read(&mut buffer[filled..])? {
-                0 => break,
-                n => filled += n,
-            }
-        }
-        if filled == 0 {
-            return Ok(to.set_len(length)?);
-        }
-        if buffer[..filled].iter().any(|byte| *byte != 0) {
-            to.seek(SeekFrom::Start(length))?;
-            to.write_all(&buffer[..filled])?;
-        }
-        length += filled as u64;
     }
 }

@@ -8,6 +8,8 @@ use serde::Serialize;
 /// A partition.
 #[derive(Debug, Clone, Serialize)]
 pub struct Partition {
+    /// Its place in the table, counted from 1.
+    pub number: u32,
     /// Its name in the table.
     pub name: String,
     /// Its type GUID.
@@ -28,8 +30,9 @@ pub fn read(disk: &Path) -> Result<Vec<Partition>> {
     let size = *table.logical_block_size();
     let bytes = u64::from(size);
     let mut all = vec![];
-    for partition in table.partitions().values().filter(|partition| partition.is_used()) {
+    for (number, partition) in table.partitions().iter().filter(|(_, partition)| partition.is_used()) {
         all.push(Partition {
+            number: *number,
             name: partition.name.clone(),
             kind: partition.part_type_guid.guid.to_string(),
             start: partition.bytes_start(size)?,

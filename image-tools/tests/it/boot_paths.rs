@@ -65,6 +65,7 @@ fn every_boot_path_is_whole_and_the_new_version_is_first_even_when_it_is_older()
         (&["--bootloader", "systemd-boot", "--boot-type", "uki"][..], 2),
         (&["--bootloader", "grub"], 2),
         (grub_partition, 3),
+        (&["--bootloader", "grub", "--boot-partition", "xfs"], 3),
         (&["--bootloader", "grub", "--boot-type", "uki"], 2),
     ];
     let dir = tempfile::tempdir().unwrap();

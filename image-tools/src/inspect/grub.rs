@@ -1,0 +1,102 @@
+//! A file system as GRUB sees it: its own code reads it (grub-fstest, of Debian's grub-common), without replaying a
+//! journal or log.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// What GRUB counts in.
+const SECTOR: u64 = 512;
+
+/// The file system.
+#[derive(Debug, Clone)]
+pub struct GrubFs {
+    disk: PathBuf,
+    device: String,
+}
+
+impl GrubFs {
+    /// The one in a file.
+    pub fn at(file: &Path) -> Self {
+        Self { disk: file.to_owned(), device: "(loop0)".to_owned() }
+    }
+
+    /// The one in partition `number`, counted from 1, of a disk image.
+    pub fn partition(disk: &Path, number: u32) -> Self {
+        Self { disk: disk.to_owned(), device: format!("(loop0,gpt{number})") }
+    }
+
+    /// What GRUB's command prints; nothing where there is no such file.
+    fn run(&self, what: &str, path: &str) -> Result<Option<String>> {
+        let path = format!("{}/{}", self.device, path.trim_start_matches('/'));
+        let mut command = Command::new("grub-fstest");
+        let output = command.arg(&self.disk).args([what, "--", &path]).output();
+        let output = output.context("starting grub-fstest: is grub-common installed?")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        match output.status.success() {
+            true => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+            false if said.contains("not found") => Ok(None),
+            false => bail!("GRUB cannot read {path}: {}", said.trim()),
+        }
+    }
+
+    /// Whether there is something at `path`.
+    ///
+    /// # Errors
+    ///
+    /// When GRUB cannot be asked.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        Ok(self.run("ls", path)?.is_some_and(|said| !said.trim().is_empty()))
+    }
+
+    /// The text of a file; nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When GRUB cannot read it.
+    pub fn read(&self, path: &str) -> Result<Option<String>> {
+        self.run("cat", path)
+    }
+
+    /// The files of a directory: name and content; none where there is no such directory.
+    ///
+    /// # Errors
+    ///
+    /// When GRUB cannot read one.
+    pub fn files(&self, dir: &str) -> Result<Vec<(String, String)>> {
+        let names = self.run("ls", &format!("{dir}/"))?.unwrap_or_default();
+        let files = names.split_whitespace().filter(|name| !name.ends_with('/') && !name.starts_with('.'));
+        let read = |name: &str| {
+            let path = format!("{dir}/{name}");
+            let text = self.read(&path)?.with_context(|| format!("GRUB lists {path}, and does not find it"))?;
+            Ok((name.to_owned(), text))
+        };
+        files.map(read).collect()
+    }
+
+    /// Where the bytes of a file are in the file system.
+    ///
+    /// # Errors
+    ///
+    /// When GRUB cannot read it.
+    pub fn blocks(&self, path: &str) -> Result<Vec<Range<u64>>> {
+        let said = self.run("blocklist", path)?.with_context(|| format!("GRUB does not find {path}"))?;
+        // Sectors: `first+count`, and at the end of a file `sector[from-to]`.
+        let range = |text: &str| {
+            if let Some((sector, part)) = text.split_once('[') {
+                let (from, to) = part.trim_end_matches(']').split_once('-')?;
+                let at = sector.parse::<u64>().ok()? * SECTOR;
+                return Some(at + from.parse::<u64>().ok()?..at + to.parse::<u64>().ok()?);
+            }
+            let (first, count) = text.split_once('+')?;
+            let first = first.parse::<u64>().ok()?;
+            Some(first * SECTOR..(first + count.parse::<u64>().ok()?) * SECTOR)
+        };
+        let found: Option<Vec<_>> = said.trim().split(',').map(range).collect();
+        found.with_context(|| format!("{path}: grub-fstest says {said:?}"))
+    }
+}

@@ -1,0 +1,33 @@
+//! An XFS file system inside a disk image, checked by xfs_repair.
+
+use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
+
+use anyhow::Result;
+
+use super::table::Partition;
+use crate::{cmd, sparse};
+
+/// Whether XFS begins at byte `start` of `disk`: by its magic, `XFSB` (`fs/xfs/libxfs/xfs_format.h`).
+///
+/// # Errors
+///
+/// Those of reading.
+pub fn is_at(disk: &Path, start: u64) -> Result<bool> {
+    let mut magic = [0; 4];
+    File::open(disk)?.read_exact_at(&mut magic, start)?;
+    Ok(magic == *b"XFSB")
+}
+
+/// What xfs_repair finds wrong.
+///
+/// # Errors
+///
+/// When the file system cannot be copied out of the image.
+pub fn fsck(disk: &Path, partition: &Partition) -> Result<Vec<String>> {
+    let copy = tempfile::NamedTempFile::new()?;
+    sparse::part(disk, partition.start..partition.start + partition.size, copy.path())?;
+    match cmd::run(Command::new("xfs_repair").args(["-n", "-f"]).arg(copy.path())) {
+        Ok(_) => Ok(vec![]),
+        Err(error) => Ok(vec![format!("the {} file system is not clean: {error:#}", partition.name)]),
+    }
+}
