@@ -149,15 +149,21 @@ impl Scratch {
     }
 
     /// Lets e2fsck repair the ext4 file system in the partition `name`, as a boot does (`-p`), and calls `judge` in between
-    /// that and undoing it. A partition that does not exist needs no repair, and XFS gets none (fsck.xfs(8)).
+    /// that and undoing it. XFS is mounted, which is all that a boot does to it. A partition that does not exist needs no
+    /// repair.
     ///
     /// # Errors
     ///
-    /// What e2fsck says when it wants a person, and the errors of `judge`.
+    /// What e2fsck says when it wants a person, or mount, and the errors of `judge`.
     pub fn repaired<T>(&self, name: &str, judge: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(path) = self.partition(name) else { return judge() };
         if xfs::is_at(path, 0)? {
-            return judge();
+            let aside = path.with_extension("aside");
+            std::fs::rename(path, &aside)?;
+            sparse::copy(&aside, path)?;
+            let judged = xfs::replay(path).and_then(|()| judge());
+            std::fs::rename(&aside, path)?;
+            return judged;
         }
         let notes = path.with_extension("e2undo");
         _ = std::fs::remove_file(&notes);

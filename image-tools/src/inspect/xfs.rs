@@ -1,8 +1,8 @@
-//! An XFS file system inside a disk image, checked by xfs_repair.
+//! An XFS file system inside a disk image, checked by xfs_repair, and mounted.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::table::Partition;
 use crate::{cmd, sparse};
@@ -16,6 +16,24 @@ pub fn is_at(disk: &Path, start: u64) -> Result<bool> {
     let mut magic = [0; 4];
     File::open(disk)?.read_exact_at(&mut magic, start)?;
     Ok(magic == *b"XFSB")
+}
+
+/// Lets Linux replay the log of the file system in `file`, by mounting it. Not without root, and not where the kernel has
+/// no XFS: then nothing is done.
+///
+/// # Errors
+///
+/// When it cannot be mounted.
+pub fn replay(file: &Path) -> Result<()> {
+    let known = std::fs::read_to_string("/proc/filesystems").is_ok_and(|all| all.contains("\txfs\n"));
+    if !known || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let mount_point = tempfile::tempdir()?;
+    let script = "mount -t xfs -o loop,nouuid \"$0\" \"$1\" && umount \"$1\"";
+    let mut mount = Command::new("unshare");
+    mount.args(["--mount", "sh", "-c", script]).args([file, mount_point.path()]);
+    cmd::run(&mut mount).map(drop).context("replaying the log")
 }
 
 /// What xfs_repair finds wrong.
