@@ -36,33 +36,34 @@ pub fn file_system(dir: impl AsFd) -> io::Result<()> {
     fsync(dir)
 }
 
-/// Writes the journal of a file system back to where it belongs, for a boot loader that does not replay it (GRUB).
+/// Writes the journal of a file system back to where it belongs, for a boot loader that does not replay it (GRUB). What
+/// is to be written back was synced by [`file_system`].
 ///
-/// ext4 does it without stopping anybody (`EXT4_IOC_CHECKPOINT`, Linux 5.15,
-/// `Documentation/filesystems/ext4/journal.rst`). XFS, and an older ext4, is frozen and thawed ([`freeze::cycle`]).
-/// FAT has no journal, and syncfs(2) leaves nothing in that of btrfs.
+/// XFS is frozen and thawed ([`freeze::cycle`]). For ext4 there is `EXT4_IOC_CHECKPOINT` (Linux 5.15,
+/// `Documentation/filesystems/ext4/journal.rst`), which stops nobody; syncfs(2) has done as much, but promises less. FAT
+/// has no journal, and syncfs(2) leaves nothing in that of btrfs.
 ///
 /// # Errors
 ///
-/// As [`freeze::cycle`]. That this process may not do it is no error: the journal is on the disk.
+/// As [`freeze::cycle`]. An ext4 without a journal, a kernel without the call, and a process without the right to it, is
+/// no error: the exchange is in the journal.
 pub fn checkpoint(dir: &cap_std::fs::Dir) -> io::Result<()> {
     const EXT4: rustix::fs::FsWord = 0xef53;
     const XFS: rustix::fs::FsWord = 0x5846_5342;
     let kind = rustix::fs::fstatfs(dir)?.f_type;
-    if ![EXT4, XFS].contains(&kind) || fault::is_sabotaged() || fault::lacks("checkpoint") {
+    if fault::is_sabotaged() || fault::lacks("checkpoint") {
         return Ok(());
     }
-    let file = dir.open(".")?;
-    let mut written = if kind == EXT4 { ext4_checkpoint(&file) } else { freeze::cycle(&file) };
-    if kind == EXT4 && is(&written, &[libc::ENOTTY, libc::EOPNOTSUPP]) {
-        written = freeze::cycle(&file);
+    let written = match kind {
+        EXT4 => ext4_checkpoint(dir.open(".")?),
+        XFS => freeze::cycle(dir.open(".")?),
+        _ => Ok(()),
+    };
+    match written.as_ref().map_err(io::Error::raw_os_error) {
+        Err(Some(libc::EPERM)) => Ok(()),
+        Err(Some(libc::ENODEV | libc::ENOTTY | libc::EOPNOTSUPP)) if kind == EXT4 => Ok(()),
+        _ => written,
     }
-    // A process without the right to do it, and a file system without a journal.
-    if is(&written, &[libc::EPERM, libc::ENODEV]) { Ok(()) } else { written }
-}
-
-fn is(result: &io::Result<()>, errors: &[i32]) -> bool {
-    result.as_ref().is_err_and(|error| error.raw_os_error().is_some_and(|number| errors.contains(&number)))
 }
 
 fn ext4_checkpoint(file: impl AsFd) -> io::Result<()> {

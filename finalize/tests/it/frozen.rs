@@ -128,6 +128,7 @@ fn check(how: &str) {
                 break;
             }
             n += 1;
+            assert!(n < 300, "{boot_type}: it never comes to its end");
         }
         let since = new.unwrap().1;
         println!("{boot_type}: {how} at each of {n} calls; from {since} on GRUB sees the new entries");
