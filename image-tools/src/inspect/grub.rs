@@ -34,12 +34,12 @@ impl GrubFs {
     fn run(&self, what: &str, path: &str) -> Result<Option<String>> {
         let path = format!("{}/{}", self.device, path.trim_start_matches('/'));
         let mut command = Command::new("grub-fstest");
-        let output = command.arg(&self.disk).args([what, "--", &path]).output();
+        let output = command.env("LC_ALL", "C").arg(&self.disk).args([what, "--", &path]).output();
         let output = output.context("starting grub-fstest: is grub-common installed?")?;
         let said = String::from_utf8_lossy(&output.stderr);
         match output.status.success() {
             true => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
-            false if said.contains("not found") => Ok(None),
+            false if said.contains("file `") && said.contains("' not found") => Ok(None),
             false => bail!("GRUB cannot read {path}: {}", said.trim()),
         }
     }
