@@ -201,8 +201,7 @@ impl Disk {
     pub fn check(&self, report: &Report) -> Result<Vec<String>> {
         let mut wrong = self.check_boot(report)?;
         wrong.extend(self.esp.fsck()?);
-        for partition in self.partitions.iter().filter(|partition| ["boot", "root"].contains(&partition.name.as_str()))
-        {
+        for partition in self.partitions.iter().filter(|found| ["boot", "root"].contains(&found.name.as_str())) {
             wrong.extend(match xfs::is_at(&self.path, partition.start)? {
                 true => xfs::fsck(&self.path, partition)?,
                 false => Ext4::at(&self.path, partition.start).fsck(&partition.name),

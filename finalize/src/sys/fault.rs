@@ -7,7 +7,8 @@
 //! `eagain-once` only that one.
 //!
 //! `COMPOSEFS_FINALIZE_NO_SYNC=<step>,<step>` is sabotage: nothing is synced during these steps of a finalization
-//! ([`crate::record::Step`]); with `checkpoint` all is synced, but no journal is written back. A proof that power cuts do no harm must fail then, or it proves nothing.
+//! ([`crate::record::Step`]); with `checkpoint` all is synced, but no journal is written back. A proof that power cuts do
+//! no harm must fail then, or it proves nothing.
 
 /// Announces the changing system call `name`.
 ///
