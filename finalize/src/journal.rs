@@ -1,7 +1,12 @@
 //! What the journal is told, each kind of message by an id of its own (journald's `MESSAGE_ID=`,
 //! systemd.journal-fields(7)), so that others can wait for it and find it: `journalctl MESSAGE_ID=…`.
 
-use std::{fmt, io::Write};
+use std::{
+    fmt,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
 use anyhow::Result;
 use tracing_subscriber::{filter::LevelFilter, fmt as text, prelude::*};
@@ -47,8 +52,10 @@ pub fn begin() {
     _ = tracing_subscriber::registry().with(LevelFilter::INFO).with(journal).with(lines).try_init();
 }
 
-/// Tells `text` to whoever reads `out`, and the journal by its id as well. Not only the journal: what a process sends there
-/// just before it ends may no longer be known to be its service's, but its standard output is.
+/// Tells `text` to whoever reads `out`, and the journal by its id as well, and waits until the journal has it on disk.
+///
+/// Without that a process could end before journald looks whose message it was, and `journalctl -u` would not show it, nor
+/// what was written to standard error then (systemd issue 2913).
 ///
 /// # Errors
 ///
@@ -56,11 +63,24 @@ pub fn begin() {
 pub fn tell(out: &mut dyn Write, id: MessageId, weight: Weight, text: &str) -> Result<()> {
     writeln!(out, "{text}")?;
     match (is_connected(), weight) {
-        (false, _) => {}
+        (false, _) => return Ok(()),
         (true, Weight::Info) => tracing::info!(MESSAGE_ID = %id, "{text}"),
         (true, Weight::Warning) => tracing::warn!(MESSAGE_ID = %id, "{text}"),
     }
+    // A journal that does not answer has the message all the same.
+    _ = synchronize();
     Ok(())
+}
+
+/// What `journalctl --sync` does: returns when all that was sent before is stored (`io.systemd.Journal.Synchronize`, a
+/// Varlink call: JSON, and a zero byte).
+fn synchronize() -> io::Result<()> {
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(5));
+    let mut journal = UnixStream::connect("/run/systemd/journal/io.systemd.journal")?;
+    journal.set_read_timeout(PATIENCE)?;
+    journal.set_write_timeout(PATIENCE)?;
+    journal.write_all(b"{\"method\":\"io.systemd.Journal.Synchronize\"}\0")?;
+    journal.read_exact(&mut [0])
 }
 
 /// Whether standard output is the journal (systemd.exec(5), `$JOURNAL_STREAM`).
