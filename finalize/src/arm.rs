@@ -7,21 +7,17 @@
 use std::fmt;
 
 use anyhow::{Context, Result};
-use cap_std::fs::Dir;
 use jiff::Timestamp;
 
 use crate::{
-    boot::{
-        place,
-        swap::{self, Probe},
-    },
+    boot::swap::{self, Probe},
     deployment::{Deployment, Originals},
     digest::DeploymentId,
-    host::{Host, open},
-    layout::{FINALIZE_STATE, MARKER, MARKER_DIR, STAGED},
+    host::{Host, open, place},
+    layout::{MARKER, MARKER_DIR, name_of},
     lock::Lock,
+    pending,
     record::{NextBoot, Outcome, Record},
-    staged::Marker,
     stop::Stop,
     sys,
 };
@@ -60,7 +56,7 @@ pub fn arm(host: &Host) -> Result<Armed> {
     if let Some(marker) = host.marker()? {
         return Ok(Armed::Staged(marker.depl_id));
     }
-    let Some(marker) = remembered(&host.sysroot)? else { return Ok(Armed::Nothing) };
+    let Some(marker) = pending::remembered(&host.sysroot)? else { return Ok(Armed::Nothing) };
     let id = marker.depl_id.clone();
     if id == host.booted.id {
         return Ok(Armed::Nothing);
@@ -75,42 +71,6 @@ pub fn arm(host: &Host) -> Result<Armed> {
     };
     write().with_context(|| format!("writing {}/{MARKER}", host.ambient.run.display()))?;
     Ok(Armed::Restored(id))
-}
-
-/// What is staged according to `state/finalize/staged.json`.
-///
-/// # Errors
-///
-/// When it cannot be read or is malformed.
-pub fn remembered(sysroot: &Dir) -> Result<Option<Marker>> {
-    let text = sys::file::read(sysroot, STAGED).with_context(|| format!("reading {STAGED}"))?;
-    text.map(|text| text.parse().with_context(|| format!("reading {STAGED}: remove it"))).transpose()
-}
-
-/// Writes down that `id` is staged, so that a crash loses no update.
-///
-/// # Errors
-///
-/// Those of writing.
-pub fn remember(sysroot: &Dir, id: &DeploymentId) -> Result<()> {
-    let marker = Marker { depl_id: id.clone(), finalization_locked: false };
-    if remembered(sysroot).ok().flatten().as_ref() == Some(&marker) {
-        return Ok(());
-    }
-    let write = || {
-        let dir = sysroot.open_dir(FINALIZE_STATE)?;
-        sys::file::write_atomic(&dir, name_of(STAGED), marker.to_string().as_bytes())
-    };
-    write().with_context(|| format!("writing {STAGED}"))
-}
-
-/// The update is no longer waiting.
-///
-/// # Errors
-///
-/// Those of unlink(2).
-pub fn forget(sysroot: &Dir) -> Result<()> {
-    sys::file::remove(sysroot, STAGED).with_context(|| format!("removing {STAGED}"))
 }
 
 /// What became of the last finalization.
@@ -152,7 +112,7 @@ impl fmt::Display for Verdict {
 pub fn report(host: &Host, stop: &Stop) -> Result<Verdict> {
     let _lock = Lock::take(&host.sysroot, stop)?;
     let (left, waiting): (Vec<_>, Vec<_>) =
-        remembered(&host.sysroot)?.into_iter().partition(|marker| marker.depl_id == host.booted.id);
+        pending::remembered(&host.sysroot)?.into_iter().partition(|marker| marker.depl_id == host.booted.id);
     let waiting = waiting.into_iter().next();
     let record = Record::read(&host.sysroot)?;
     let is_of_booted = |record: &Record| record.to.as_ref() == Some(&host.booted.id) && record.next_boot.is_none();
@@ -195,7 +155,7 @@ fn finish(host: &Host, id: &DeploymentId, originals: Originals) -> Result<()> {
         }
     }
     deployment.clean_up(originals)?;
-    forget(&host.sysroot)
+    pending::forget(&host.sysroot)
 }
 
 fn waiting_for_shutdown(id: &DeploymentId) -> Verdict {
@@ -204,8 +164,4 @@ fn waiting_for_shutdown(id: &DeploymentId) -> Verdict {
 
 fn unfinished(id: &DeploymentId, how: &str) -> Verdict {
     Verdict::Unfinished(format!("the finalization of {} {how}; it is tried again at the next shutdown", id.short()))
-}
-
-fn name_of(path: &str) -> &str {
-    path.rsplit_once('/').map_or(path, |(_, name)| name)
 }

@@ -2,11 +2,9 @@
 
 pub mod bls;
 pub mod entries;
-pub mod esp;
 pub mod grub;
 pub mod loader;
 pub mod menu;
-pub mod place;
 pub mod swap;
 pub mod uki;
 

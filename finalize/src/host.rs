@@ -1,6 +1,9 @@
 //! The machine as a finalization meets it. Every ambient input enters here, and each can be replaced by a flag; below
 //! this file everything is relative to a directory capability.
 
+pub mod devices;
+pub mod place;
+
 use std::{
     fs::File,
     io,

@@ -83,3 +83,8 @@ pub fn kernel_dir(id: &DeploymentId) -> String {
 pub fn uki(id: &DeploymentId) -> String {
     format!("{BOOT_PREFIX}{id}.efi")
 }
+
+/// The last component of a path of this module.
+pub fn name_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}

@@ -14,6 +14,7 @@ pub mod host;
 pub mod journal;
 pub mod layout;
 pub mod lock;
+pub mod pending;
 pub mod record;
 pub mod staged;
 pub mod status;

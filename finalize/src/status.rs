@@ -7,11 +7,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
-    boot::{Loader, place},
+    boot::Loader,
     cmdline::Verity,
     deployment::Deployment,
     digest::DeploymentId,
-    host::Host,
+    host::{Host, place},
     record::Record,
     staged::BootType,
 };

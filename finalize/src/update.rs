@@ -6,16 +6,16 @@
 use anyhow::{Context, Result};
 
 use crate::{
-    arm,
     boot::{
-        Place, place,
+        Place,
         swap::{self, Durable, Exchanged, Probe, Ready},
     },
     config::Config,
     deployment::{Deployment, Originals},
     digest::DeploymentId,
     etc::Merge,
-    host::Host,
+    host::{Host, place},
+    pending,
     record::{Outcome, Progress, Step},
     stop::Stop,
     sys,
@@ -79,7 +79,7 @@ impl<'a> Update<'a> {
         stop: &Stop,
         progress: &mut Progress,
     ) -> Result<Vec<Durable>> {
-        arm::remember(&self.host.sysroot, &self.staged.id)?;
+        pending::remember(&self.host.sysroot, &self.staged.id)?;
         if let Some(merge) = merge {
             let (merging, conflicts) = Deployment::MERGE;
             sys::space::check(&self.staged.state, merge.plan.bytes()).context("looking for room for etc.merging")?;
@@ -112,7 +112,7 @@ impl<'a> Update<'a> {
         progress.record.write(sysroot)?;
         durable.into_iter().try_for_each(Durable::clean_up)?;
         self.staged.clean_up(Originals::Keep)?;
-        arm::forget(sysroot)?;
+        pending::forget(sysroot)?;
         progress.step(Step::Done);
         progress.end(Outcome::Finalized).write(sysroot)
     }

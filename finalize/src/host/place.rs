@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use cap_std::fs::Dir;
 
-use super::{Loader, Place, esp, swap::Method};
+use super::{Access, Host, devices, dir, open, writable};
 use crate::{
-    host::{Access, Host, dir, open, writable},
+    boot::{Loader, Place, swap::Method},
     layout::{EFI_LINUX_BOOTC, ENTRIES, ENTRIES_STAGED, GRUB, LOADER, USER_CFG},
     staged::BootType,
     sys,
@@ -26,7 +26,7 @@ pub fn loader(host: &Host) -> Result<Loader> {
     if let Some(loader) = host.ambient.loader {
         return Ok(loader);
     }
-    let info = esp::efi_variable(&host.ambient.sys, "LoaderInfo").context("reading the EFI variable LoaderInfo")?;
+    let info = devices::efi_variable(&host.ambient.sys, "LoaderInfo").context("reading the EFI variable LoaderInfo")?;
     if let Some(loader) = info.as_deref().and_then(Loader::from_loader_info) {
         return Ok(loader);
     }
@@ -102,7 +102,7 @@ fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
 /// The boot partition with entries, by its type (the Discoverable Partitions Specification, XBOOTLDR), mounted privately.
 fn boot_partition(host: &Host, has_entries: &dyn Fn(&Dir) -> bool) -> Result<Option<Dir>> {
     // A machine of directories has no disks.
-    let Ok(devices) = root_device(host).and_then(|root| esp::boot_partitions(&host.ambient.sys, root)) else {
+    let Ok(devices) = root_device(host).and_then(|root| devices::boot_partitions(&host.ambient.sys, root)) else {
         return Ok(None);
     };
     for device in devices {
@@ -133,7 +133,7 @@ fn mount_boot(device: &Path) -> io::Result<OwnedFd> {
 /// The ESPs, each mounted privately.
 fn esps(host: &Host) -> Result<Vec<Dir>> {
     let given = &host.ambient.esp;
-    let found = if given.is_empty() { esp::find(&host.ambient.sys, root_device(host)?)? } else { given.clone() };
+    let found = if given.is_empty() { devices::esps(&host.ambient.sys, root_device(host)?)? } else { given.clone() };
     found.iter().map(|path| esp_at(host, path)).collect()
 }
 
