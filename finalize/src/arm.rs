@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 
 use crate::{
-    boot::swap::{self, Probe},
+    boot::swap,
     deployment::{Deployment, Originals},
     digest::DeploymentId,
     host::{Host, open, place},
@@ -150,12 +150,13 @@ fn finish(host: &Host, id: &DeploymentId, originals: Originals) -> Result<()> {
     let deployment = Deployment::open(&host.sysroot, id)?;
     for place in place::find(host, deployment.origin.boot_type)? {
         // It may have been chosen in the menu while the entries are not exchanged yet: then nothing is left over.
-        if let Ok(Probe::Exchanged(exchanged)) = swap::probe(&place, id) {
-            exchanged.settle()?.clean_up()?;
+        if let Ok(staged) = swap::probe(&[place], id) {
+            staged.finish()?;
         }
     }
-    deployment.clean_up(originals)?;
-    pending::forget(&host.sysroot)
+    // Nobody may take it up again while it is being removed.
+    pending::forget(&host.sysroot)?;
+    deployment.has_booted(originals)
 }
 
 fn waiting_for_shutdown(id: &DeploymentId) -> Verdict {

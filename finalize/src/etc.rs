@@ -96,7 +96,7 @@ fn fd(dir: &Dir) -> BorrowedFd<'_> {
 }
 
 fn fresh(parent: &Dir, name: &str) -> io::Result<Dir> {
-    sys::file::remove_tree(parent, name)?;
+    sys::remove::tree(parent, name)?;
     sys::node::mkdir(fd(parent), name.as_bytes())?;
     // A directory may want an access list on all that is made in it; here the three trees say what there is.
     for inherited in ["system.posix_acl_default", "system.posix_acl_access"] {

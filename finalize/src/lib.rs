@@ -108,8 +108,7 @@ fn run(host: &Host, id: &DeploymentId, stop: &mut Stop, progress: &mut Progress)
             return refuse(merge, progress, &host.sysroot);
         }
     }
-    let durable =
-        update.write(probed, merge.as_ref(), stop, progress).map_err(|error| update.give_up(error, progress))?;
+    let durable = update.write(probed, merge.as_ref(), stop, progress)?;
 
     // From here on the new deployment boots: what fails now is no failure of the finalization.
     progress.step(Step::CleanUp);

@@ -46,5 +46,5 @@ pub fn remember(sysroot: &Dir, id: &DeploymentId) -> Result<()> {
 ///
 /// Those of unlink(2).
 pub fn forget(sysroot: &Dir) -> Result<()> {
-    sys::file::remove(sysroot, STAGED).with_context(|| format!("removing {STAGED}"))
+    sys::remove::file(sysroot, STAGED).with_context(|| format!("removing {STAGED}"))
 }
