@@ -111,6 +111,7 @@ impl Config {
             "etc.accounts" => self.policy.accounts = choice(value, ACCOUNTS)?,
             "etc.type-clash" => self.policy.type_clash = choice(value, KEEPS)?,
             "etc.rule" => self.policy.rules.extend(rules(value)?),
+            "etc.follow-ids" => self.policy.follow_ids = boolean(value)?,
             "etc.ignore" => self.policy.ignore.extend(globs(value)?),
             "boot.update" => self.update_boot = boolean(value)?,
             "finalize.retry-attempts" => self.retry_attempts = number(value)?,

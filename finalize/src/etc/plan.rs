@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{
     merge::{Reason, Shape, Sides, Take, resolve},
     names::Names,
-    policy::{Accounts, Policy},
+    policy::Policy,
     tree::{Kind, Node, RelPath, Tree},
 };
 
@@ -152,9 +152,7 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     }
     plan.skipped.sort();
     plan.skipped.dedup();
-    if policy.accounts == Accounts::Merge {
-        records::decide(&mut plan, bytes, policy)?;
-    }
+    records::decide(&mut plan, trees, bytes, policy)?;
     Ok(plan)
 }
 
