@@ -234,7 +234,12 @@ fn text(bytes: &[u8]) -> String {
 
 /// A user's or a group's number, in the third field.
 fn number(record: &Record) -> Option<u32> {
-    std::str::from_utf8(record.first()?.get(2)?).ok()?.parse().ok()
+    field(record, 2)
+}
+
+/// A field that is a number.
+fn field(record: &Record, at: usize) -> Option<u32> {
+    std::str::from_utf8(record.first()?.get(at)?).ok()?.parse().ok()
 }
 
 #[cfg(test)]

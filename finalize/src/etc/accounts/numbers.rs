@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    File, Sides, Table, number,
+    File, Sides, Table, field, number,
     table::{Field, Record, Records},
     text,
 };
@@ -84,6 +84,8 @@ pub enum Trouble {
     Overlap(File, String, String),
     /// A name whose number is in the range of another.
     Inside(File, String, u32, String),
+    /// A user of a group that there is not.
+    NoGroup(String, u32),
 }
 
 impl fmt::Display for Trouble {
@@ -99,6 +101,7 @@ impl fmt::Display for Trouble {
                 let which = file.name();
                 write!(f, "{which}: {name} has the number {number}, which is in the subordinate range of {owner}")
             }
+            Self::NoGroup(user, gid) => write!(f, "passwd: {user} is of the group {gid}, which group lacks; add it"),
         }
     }
 }
@@ -124,6 +127,13 @@ impl Trouble {
                 if let Some((_, owner)) = owner.filter(|(end, _)| u64::from(number) < *end) {
                     found.insert(Self::Inside(file, text(name), number, text(owner)));
                 }
+            }
+        }
+        if let (Some(users), Some(groups)) = (files.get(&File::Passwd), files.get(&File::Group)) {
+            let groups: BTreeSet<u32> = groups.values().filter_map(number).collect();
+            for (user, record) in *users {
+                let gid = field(record, 3).filter(|gid| !groups.contains(gid));
+                found.extend(gid.map(|gid| Self::NoGroup(text(user), gid)));
             }
         }
         found

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    File, Owners, Sides, Work, names_in, number,
+    File, Owners, Sides, Work, field, names_in, number,
     table::{Field, Record, Records},
     text,
 };
@@ -86,7 +86,7 @@ impl Work<'_> {
         self.dropped(File::Passwd).filter_map(kept).collect()
     }
 
-    /// The groups of users that are local or kept, and of those that the image adds where a group was removed here.
+    /// The groups of users that are local or kept; and those that the image gives to users, where they were removed here.
     fn primary_groups(&self) -> Vec<Wanted> {
         let (Some((users, merged)), Some((groups, merged_groups))) = (self.of(File::Passwd), self.of(File::Group))
         else {
@@ -97,10 +97,10 @@ impl Work<'_> {
         let mut wanted = vec![];
         for (user, record) in merged {
             let [p, c, n] = [&users.pristine, &users.current, &users.new].map(|side| side.records.get(user));
-            let (is_local, is_added) = (c.is_some() && (c != p || n.is_none()), c.is_none() && n.is_some());
             let Some(gid) = field(record, 3).filter(|gid| !numbers.contains(gid)) else { continue };
-            let here =
-                current.get(&gid).filter(|_| is_local).or_else(|| new.get(&gid).filter(|_| is_local || is_added));
+            let is_local = c.is_some() && (c != p || n.is_none());
+            let is_the_images = n.is_some() && c.and_then(|record| field(record, 3)) != Some(gid);
+            let here = current.get(&gid).filter(|_| is_local).or_else(|| new.get(&gid).filter(|_| is_the_images));
             let Some((name, group)) = here else { continue };
             let kept = format!("group: kept {} ({gid})", text(name));
             let note = format!("{kept}, because it is the group of {}", text(user));
@@ -194,8 +194,4 @@ fn by_number(records: &Records) -> BTreeMap<u32, (&Field, &Record)> {
         }
     }
     found
-}
-
-fn field(record: &Record, at: usize) -> Option<u32> {
-    std::str::from_utf8(record.first()?.get(at)?).ok()?.parse().ok()
 }
