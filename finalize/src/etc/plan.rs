@@ -149,7 +149,7 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     for path in paths {
         let mut step = decide(&plan, trees, &changes, path);
         plan.choose(policy, path, &mut step, trees);
-        generated::follow(&mut plan, trees, policy, path, &mut step);
+        plan.follow_if_generated(policy, path, &mut step, trees);
         if step.node.is_some() {
             plan.keep_parents(trees, path, step.take);
         }

@@ -8,17 +8,19 @@ use crate::etc::{
     tree::{Node, RelPath},
 };
 
-/// Lets a generated file follow the image where it would be in conflict, and notes that it does.
-pub fn follow(plan: &mut Plan, trees: &Trees, policy: &Policy, path: &RelPath, step: &mut Step) {
-    let in_conflict = matches!(step.reason, Reason::ContentConflict | Reason::RemovedConflict);
-    if !in_conflict || !is_generated(path) || policy.rule(path).is_some() {
-        return;
+impl Plan {
+    /// Lets a generated file follow the image where it would be in conflict, and notes that it does.
+    pub(super) fn follow_if_generated(&mut self, policy: &Policy, path: &RelPath, step: &mut Step, trees: &Trees) {
+        let in_conflict = matches!(step.reason, Reason::ContentConflict | Reason::RemovedConflict);
+        if !in_conflict || !is_generated(path) || policy.rule(path).is_some() {
+            return;
+        }
+        let above = path.parent().and_then(|above| self.steps.get(&above));
+        let has_place = above.is_none_or(|above| above.node.as_ref().is_some_and(Node::is_dir));
+        let Some(new) = trees.new.nodes.get(path).filter(|new| !new.is_dir() && has_place) else { return };
+        (step.take, step.reason, step.node) = (Take::New, Reason::Image, Some(new.clone()));
+        self.notes.push(format!("/etc/{path}: a program makes it from other files, so it follows the image"));
     }
-    let above = path.parent().and_then(|above| plan.steps.get(&above));
-    let has_place = above.is_none_or(|above| above.node.as_ref().is_some_and(Node::is_dir));
-    let Some(new) = trees.new.nodes.get(path).filter(|new| !new.is_dir() && has_place) else { return };
-    (step.take, step.reason, step.node) = (Take::New, Reason::Image, Some(new.clone()));
-    plan.notes.push(format!("/etc/{path}: a program makes it from other files, so it follows the image"));
 }
 
 /// ld.so.cache (ldconfig(8)), hwdb.bin (systemd-hwdb(8)), what `update-ca-trust` and `update-ca-certificates` extract,
