@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod apply;
 pub mod bytes;
 pub mod diff;
+mod late;
 pub mod merge;
 pub mod names;
 pub mod plan;
@@ -77,16 +78,12 @@ impl<'a> Merge<'a> {
     pub fn write_to(&self, output: (&Dir, &str), conflicts: (&Dir, &str), stop: &Stop) -> Result<Applied> {
         let roots = |target| Roots { current: self.sources.current, new: self.sources.new, output: target, stop };
         let merged = fresh(output.0, output.1).with_context(|| format!("creating {}", output.1))?;
-        let mut applied = apply::apply(&self.plan, &self.trees.new, roots(fd(&merged))).map_err(at("merging"))?;
-        if !self.plan.beside.is_empty() {
-            let beside = apply::put_beside(&self.plan, &self.trees.current, roots(fd(&merged)));
-            let beside = beside.map_err(at("keeping beside the image's"))?;
-            applied = applied.and(beside);
-        }
+        let mut applied = apply::apply(&self.plan, &self.trees, roots(fd(&merged))).map_err(at("merging"))?;
         if !self.plan.aside.is_empty() {
             let aside = fresh(conflicts.0, conflicts.1).with_context(|| format!("creating {}", conflicts.1))?;
             apply::set_aside(&self.plan, &self.trees.current, roots(fd(&aside))).map_err(at("setting aside"))?;
         }
+        applied.notes.extend(late::missed(&self.sources, &self.trees, &self.plan));
         Ok(applied)
     }
 }

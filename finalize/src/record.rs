@@ -251,7 +251,7 @@ impl Progress {
     /// What the merge did.
     pub fn applied(&mut self, applied: &Applied) {
         self.record.bytes_copied = applied.bytes_copied;
-        let moved = applied.moved.iter().map(|path| format!("/etc/{path} changed while it was copied"));
+        let moved = applied.said();
         self.record.notes.extend(moved);
     }
 

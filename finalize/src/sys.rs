@@ -3,6 +3,7 @@
 
 pub mod fault;
 pub mod file;
+pub mod flags;
 pub mod freeze;
 pub mod limit;
 pub mod mount;

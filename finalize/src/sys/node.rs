@@ -4,14 +4,14 @@ use std::{
     fs::File,
     io::{self, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
     },
 };
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, linkat, mkdirat,
-    openat, symlinkat, utimensat,
+    AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, linkat, mkdirat, openat,
+    symlinkat, utimensat,
 };
 
 use rustix::io::Errno;
@@ -154,14 +154,16 @@ pub fn chown(dir: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> io::Result
     Ok(chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Permission and set-id bits. `name` must not be a symlink.
+/// Permission and set-id bits. A symlink is not followed: it has no mode. Linux got fchmodat2(2) only in 6.6, so the node
+/// is reached through a descriptor that opens nothing (`O_PATH`).
 ///
 /// # Errors
 ///
-/// Those of fchmodat(2).
+/// Those of openat(2) and chmod(2); `EOPNOTSUPP` for a symlink.
 pub fn chmod(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
     fault::changing("fchmodat")?;
-    Ok(chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())?)
+    let node = openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(mode))?)
 }
 
 /// The modification time; the access time stays.
