@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     deployment::Deployment,
     digest::DeploymentId,
-    etc::{Merge, Sources},
+    etc::{Merge, Sources, apply::Links},
     host::{Access, Ambient, EtcMount, Host, Pristine},
     lock::Lock,
     record::{Outcome, Progress, Record, Step},
@@ -101,7 +101,10 @@ fn run(host: &Host, id: &DeploymentId, stop: &mut Stop, progress: &mut Progress)
     let trees = EtcTrees::open(host, &update.staged, &update.config, &mut progress.record.notes)
         .map_err(|error| update.not_finalized(error))?;
     let merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &update.config.policy)).transpose();
-    let merge = merge.map_err(|error| update.not_finalized(error))?;
+    let mut merge = merge.map_err(|error| update.not_finalized(error))?;
+    if let Some(merge) = merge.as_mut().filter(|_| update.config.backup_original) {
+        merge.links = Links::Copy;
+    }
     if let Some(merge) = &merge {
         progress.plan(&merge.plan);
         if !merge.plan.refused.is_empty() {

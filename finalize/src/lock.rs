@@ -31,6 +31,7 @@ impl Lock {
     pub fn take(sysroot: &Dir, stop: &Stop) -> Result<Self> {
         let open = || {
             sys::file::create_dir_all(sysroot, FINALIZE_STATE)?;
+            sys::fault::changing("openat")?;
             sysroot.open_with(LOCK, OpenOptions::new().write(true).create(true))
         };
         let file = open().with_context(|| format!("opening {LOCK}"))?;

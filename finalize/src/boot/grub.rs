@@ -40,21 +40,19 @@ pub fn menuentries(entries: &Entries) -> String {
 /// The title of each entry: with the version where titles are equal, and with the file name where that is not enough.
 fn titles(entries: &[(&str, Entry)]) -> Vec<String> {
     let bare = |(name, entry): &(&str, Entry)| entry.value("title").unwrap_or(name).to_owned();
-    let mut titles: Vec<_> = entries.iter().map(bare).collect();
-    let more: [fn(&(&str, Entry)) -> Option<String>; 2] = [
-        |(_, entry)| entry.value("version").map(str::to_owned),
-        |(name, _)| Some(name.trim_end_matches(".conf").to_owned()),
-    ];
-    for more in more {
-        let before = titles.clone();
-        for (number, entry) in entries.iter().enumerate() {
-            let is_twice = before.iter().filter(|title| **title == before[number]).count() > 1;
-            if let Some(more) = more(entry).filter(|_| is_twice) {
-                titles[number] = format!("{} ({more})", before[number]);
-            }
-        }
-    }
-    titles
+    let versions = entries.iter().map(|(_, entry)| entry.value("version").unwrap_or_default());
+    let names = entries.iter().map(|(name, _)| name.trim_end_matches(".conf"));
+    told_apart(told_apart(entries.iter().map(bare).collect(), versions), names)
+}
+
+/// The same titles; those that stand twice with `more` behind them, in parentheses.
+fn told_apart<'a>(titles: Vec<String>, more: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let is_twice = |title: &String| titles.iter().filter(|other| *other == title).count() > 1;
+    let told = titles.iter().zip(more).map(|(title, more)| match is_twice(title) && !more.is_empty() {
+        true => format!("{title} ({more})"),
+        false => title.clone(),
+    });
+    told.collect()
 }
 
 /// The files that an entry boots, absolute within their partition. `initrd` holds words; one with a variable in it names

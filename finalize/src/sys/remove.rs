@@ -13,11 +13,11 @@ use std::{
 
 use cap_std::fs::Dir;
 use rustix::{
-    fs::{AtFlags, FileType, IFlags, OFlags, fstat, ioctl_getflags, ioctl_setflags, openat, unlinkat},
+    fs::{AtFlags, FileType, OFlags, fstat, openat, unlinkat},
     io::Errno,
 };
 
-use super::{fault, rename, sync};
+use super::{fault, flags, rename, sync};
 
 /// Removes the file `name`; it is no error when there is none.
 ///
@@ -101,37 +101,25 @@ fn unlink(parent: BorrowedFd<'_>, name: &[u8], how: AtFlags) -> io::Result<()> {
     }
 }
 
-const LOCKED: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
-
 /// The flags of the directory and of the node are what keeps the name: without them it is tried once more.
 fn without_flags(parent: BorrowedFd<'_>, name: &[u8], how: AtFlags) -> io::Result<()> {
-    let unlocked_parent = unlock(parent)?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let node = openat(parent, name, flags, 0.into()).ok();
-    let unlocked_node = node.as_ref().map(|node| unlock(node.as_fd())).transpose()?.flatten();
-    if unlocked_parent.is_none() && unlocked_node.is_none() {
+    let of_parent = flags::get(parent).ok().flatten();
+    let options = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let node = openat(parent, name, options, 0.into()).ok();
+    let of_node = node.as_ref().and_then(|node| flags::get(node).ok().flatten());
+    if of_parent.is_none() && of_node.is_none() {
         return Err(Errno::PERM.into());
     }
+    flags::clear(parent)?;
+    node.as_ref().map_or(Ok(()), flags::clear)?;
     fault::changing("unlinkat")?;
     let removed = unlinkat(parent, name, how);
-    if let (Some(node), Some(flags)) = (node, unlocked_node)
+    if let (Some(node), Some(of_node)) = (node, of_node)
         && (removed.is_err() || fstat(&node)?.st_nlink > 0)
     {
-        fault::changing("ioctl")?;
-        ioctl_setflags(&node, flags)?;
+        flags::set(&node, of_node)?;
     }
     Ok(removed?)
-}
-
-/// Takes the flags off; returns what they were, where there were some.
-fn unlock(node: BorrowedFd<'_>) -> io::Result<Option<IFlags>> {
-    let Ok(flags) = ioctl_getflags(node) else { return Ok(None) };
-    if !flags.intersects(LOCKED) {
-        return Ok(None);
-    }
-    fault::changing("ioctl")?;
-    ioctl_setflags(node, flags.difference(LOCKED))?;
-    Ok(Some(flags))
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {

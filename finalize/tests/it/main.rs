@@ -5,6 +5,7 @@
 mod bad_boot_files;
 mod boot_swap;
 mod bootc_files;
+mod calls;
 mod crash;
 mod endings;
 mod esps;
@@ -15,8 +16,10 @@ mod etc_laws;
 mod etc_merge;
 mod etc_policy;
 mod etc_program;
+mod etc_states;
 mod etc_traps;
 mod finalize;
+mod foreign;
 mod frozen;
 mod fuzz;
 mod machine;
