@@ -4,10 +4,12 @@
 //! else is equal, and of the new tree only where the live one was changed.
 
 mod choose;
+mod flagged;
 mod generated;
 mod print;
 mod records;
 mod ruled;
+mod space;
 pub mod store;
 
 use std::{
@@ -65,6 +67,8 @@ pub struct Trees {
     pub new: Tree,
     /// What is in none of the three, because it needs no decision.
     pub quiet: Quiet,
+    /// Local files that may not be changed (`chattr`), where the booted image has a file too.
+    pub flagged: BTreeSet<RelPath>,
 }
 
 /// Leaves that nobody changed locally, in directories that the live and the new tree have: they follow the image.
@@ -102,6 +106,8 @@ pub struct Plan {
     pub aside: BTreeSet<RelPath>,
     /// Local nodes that are kept beside the image's, by the path that each gets.
     pub beside: BTreeMap<RelPath, RelPath>,
+    /// Bytes of the local nodes that are kept elsewhere than in their place.
+    elsewhere: u64,
     /// Local nodes that won a type conflict: everything below them is local.
     kept: BTreeSet<RelPath>,
     /// Conflicts that are set to `fail`: the merge must not be carried out.
@@ -157,8 +163,10 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     }
     plan.skipped.sort();
     plan.skipped.dedup();
+    flagged::keep(&mut plan, trees, bytes)?;
     store::decide(&mut plan, trees, bytes, policy)?;
     records::decide(&mut plan, trees, bytes, policy)?;
+    plan.elsewhere = space::elsewhere(&plan, &trees.current);
     Ok(plan)
 }
 
@@ -318,7 +326,7 @@ impl Plan {
         files.map(|(path, _)| path).filter(move |path| in_place(path) || elsewhere(path))
     }
 
-    /// How many bytes have to be written: local files, merged ones, and a block a directory.
+    /// How many bytes have to be written: local files, in place or elsewhere, merged ones, and a block a directory.
     pub fn bytes(&self) -> u64 {
         let size = |step: &Step| match (step.take, step.node.as_ref().map(|node| &node.kind), &step.content) {
             (_, _, Some(content)) => content.len() as u64,
@@ -326,7 +334,7 @@ impl Plan {
             (Take::Current, Some(Kind::File { size, .. }), _) => *size,
             _ => 0,
         };
-        self.steps.values().map(size).sum()
+        self.elsewhere + self.steps.values().map(size).sum::<u64>()
     }
 
     /// How many paths each reason decided.
