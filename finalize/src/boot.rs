@@ -5,6 +5,7 @@ pub mod entries;
 pub mod grub;
 pub mod loader;
 pub mod menu;
+pub mod order;
 pub mod swap;
 pub mod uki;
 

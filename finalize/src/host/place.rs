@@ -53,9 +53,8 @@ pub fn loader(host: &Host) -> Result<Loader> {
 /// When the loader cannot be told, or a file system with entries cannot be found or mounted.
 pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
     match (loader(host)?, boot_type) {
-        (Loader::SystemdBoot, _) => {
-            let place =
-                |root| Place { root, boot: "", loader: Loader::SystemdBoot, method: Method::OneByOne, menu: None };
+        (loader @ (Loader::SystemdBoot | Loader::GrubCc), _) => {
+            let place = |root| Place { root, boot: "", loader, method: Method::OneByOne, menu: None };
             Ok(taking_part(esps(host)?).into_iter().map(place).collect())
         }
         (Loader::Grub, BootType::Bls) => {
