@@ -17,4 +17,5 @@ mod finalize;
 mod frozen;
 mod fuzz;
 mod machine;
+mod order;
 mod tidy;

@@ -39,8 +39,10 @@ pub fn compare_versions(one: &str, other: &str) -> Ordering {
         let digits = a[0].is_ascii_digit() || b[0].is_ascii_digit();
         let (x, rest_a) = run(a, digits);
         let (y, rest_b) = run(b, digits);
+        // No number at all comes before every number, zero too.
+        let has_number = |rest: &[u8], whole: &[u8]| rest.len() < whole.len();
         let order = match digits {
-            true => (x.len(), x).cmp(&(y.len(), y)),
+            true => has_number(rest_a, a).cmp(&has_number(rest_b, b)).then((x.len(), x).cmp(&(y.len(), y))),
             false => x.cmp(y),
         };
         if order != Ordering::Equal {
