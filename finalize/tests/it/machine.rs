@@ -81,7 +81,7 @@ impl Machine {
 
     fn in_boot(&self, path: &str) -> String {
         match self.loader {
-            Loader::SystemdBoot => format!("esp/{path}"),
+            Loader::SystemdBoot | Loader::GrubCc => format!("esp/{path}"),
             Loader::Grub => format!("sysroot/boot/{path}"),
         }
     }
@@ -125,7 +125,7 @@ impl Machine {
     fn kernel_dir(&self, letter: &str) -> String {
         let dir = layout::kernel_dir(&id(letter));
         match self.loader {
-            Loader::SystemdBoot => format!("esp/EFI/Linux/{dir}"),
+            Loader::SystemdBoot | Loader::GrubCc => format!("esp/EFI/Linux/{dir}"),
             Loader::Grub => format!("sysroot/boot/{dir}"),
         }
     }

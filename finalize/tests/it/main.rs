@@ -23,4 +23,5 @@ mod foreign;
 mod frozen;
 mod fuzz;
 mod machine;
+mod order;
 mod tidy;
