@@ -15,8 +15,11 @@ use crate::{
     digest::DeploymentId,
     etc::Merge,
     host::{Host, place},
+    next::Next,
     pending,
-    record::{Outcome, Progress, Step},
+    progress::Progress,
+    record::Step,
+    staged::Marker,
     stop::Stop,
     sys,
 };
@@ -64,7 +67,7 @@ impl<'a> Update<'a> {
     pub fn probe(&self) -> Result<Probed> {
         let digest = self.staged.origin.boot_digest.as_deref();
         let probed = self.places.iter().map(|place| place.probe(&self.staged.id, digest));
-        probed.collect::<Result<_>>().map(Probed).map_err(|error| self.not_finalized(error))
+        probed.collect::<Result<_>>().map(Probed)
     }
 
     /// From the first write until the new deployment is what boots, whatever happens.
@@ -79,12 +82,14 @@ impl<'a> Update<'a> {
         stop: &Stop,
         progress: &mut Progress,
     ) -> Result<Vec<Durable>> {
-        pending::remember(&self.host.sysroot, &self.staged.id)?;
+        pending::remember(self.host, &Marker { depl_id: self.staged.id.clone(), finalization_locked: false })?;
         if let Some(merge) = merge {
             let (merging, conflicts) = Deployment::MERGE;
             sys::space::check(&self.staged.state, merge.plan.bytes()).context("looking for room for etc.merging")?;
             let applied = merge.write(&self.staged.state, merging, conflicts, stop).context("building etc.merging")?;
-            progress.applied(&applied);
+            progress.record.bytes_copied = applied.bytes_copied;
+            let moved = applied.moved.iter().map(|path| format!("/etc/{path} changed while it was copied"));
+            progress.record.notes.extend(moved);
             stop.check()?;
             progress.step(Step::Place);
             sys::sync::file_system(self.staged.state.open(".")?).context("syncing the merged /etc")?;
@@ -110,35 +115,29 @@ impl<'a> Update<'a> {
         let sysroot = &self.host.sysroot;
         progress.record.keep_original = self.config.backup_original;
         progress.record.write(sysroot)?;
+        match self.config.update_boot {
+            true => pending::done(self.host)?,
+            // Whoever changes the entries may want the marker.
+            false => pending::forget(sysroot)?,
+        }
         durable.into_iter().try_for_each(Durable::clean_up)?;
         self.staged.clean_up(Originals::Keep)?;
-        pending::forget(sysroot)?;
         progress.step(Step::Done);
-        progress.end(Outcome::Finalized).write(sysroot)
+        progress.stamp().write(sysroot)
     }
 
-    /// After `error`: takes back what this run has done, if so configured, and says what boots next.
-    pub fn give_up(&self, error: anyhow::Error, progress: &mut Progress) -> anyhow::Error {
+    /// Takes back what this run has done, if so configured.
+    pub fn give_up(&self, progress: &mut Progress) {
         if self.config.rollback_on_failure
             && let Err(why) = self.take_back()
         {
             progress.record.notes.push(format!("taking back what was done: {why:#}"));
         }
-        self.not_finalized(error)
     }
 
-    /// What boots next after `error`, by what the boot entries say.
-    pub fn not_finalized(&self, error: anyhow::Error) -> anyhow::Error {
-        let first = |place: &Place| Ok(place.deployments()?.into_iter().next());
-        let next = match self.places.iter().map(first).collect::<Result<Vec<_>>>() {
-            Ok(first) if first.iter().flatten().all(|id| *id != self.staged.id) => {
-                "the old deployment boots next".into()
-            }
-            Ok(first) if first.iter().flatten().all(|id| *id == self.staged.id) => "but it boots next".to_owned(),
-            Ok(_) => "which deployment boots next depends on the disk that is started".to_owned(),
-            Err(why) => format!("which deployment boots next is not known ({why:#})"),
-        };
-        error.context(format!("{} was not finalized, {next}", self.staged.id.short()))
+    /// What boots next.
+    pub fn next(&self) -> Next {
+        Next::of(&self.places)
     }
 
     /// The boot entries first: no entry may name the deployment while its /etc is not in place.

@@ -9,7 +9,7 @@ value_of() { sed -nE "s/^ {2,6}\"$1\": \"?([^\",]*)\"?,?$/\1/p" | sed -n 1p; }
 status() { composefs-finalize status --json; }
 booted() { findmnt -no SOURCE / | cut -d: -f2; }
 staged() { status | sed -n '/"staged": {/,/}/p' | value_of id; }
-fallback() { status | sed -n '/"rollback": \[/,/\]/p' | sed -nE 's/^ +"([0-9a-f]+)",?$/\1/p' | sed -n 1p; }
+fallback() { status | sed -n '/"fallback": \[/,/\]/p' | sed -nE 's/^ +"([0-9a-f]+)",?$/\1/p' | sed -n 1p; }
 recorded() { value_of "$1" </sysroot/state/finalize/record.json; }
 image_version() { sed -n 's/^VERSION_ID="\(.*\)"$/\1/p' /usr/lib/os-release; }
 state() { echo "/sysroot/state/deploy/$1"; }

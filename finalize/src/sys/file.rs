@@ -5,7 +5,7 @@ use std::{
     os::fd::AsFd,
 };
 
-use cap_std::fs::{Dir, OpenOptions};
+use cap_std::fs::{Dir, File, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
 
 use super::{fault, rename, sync};
 
@@ -103,6 +103,21 @@ pub fn remove(dir: &Dir, name: &str) -> io::Result<()> {
 pub fn remove_tree(dir: &Dir, name: &str) -> io::Result<()> {
     fault::changing("unlinkat")?;
     absent_is_fine(dir.remove_dir_all(name))
+}
+
+/// The file `name`, created where there is none, which nobody but its owner can open from now on.
+///
+/// # Errors
+///
+/// Those of open(2) and fchmod(2).
+pub fn open_private(dir: &Dir, name: &str) -> io::Result<File> {
+    fault::changing("openat")?;
+    let file = dir.open_with(name, OpenOptions::new().write(true).create(true).mode(0o600))?;
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        fault::changing("fchmod")?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
