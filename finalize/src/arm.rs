@@ -13,7 +13,7 @@ use crate::{
     host::{Host, place},
     layout::MARKER,
     lock::Lock,
-    pending::{self, Reminder},
+    pending::{self, Reminder, Waiting},
     record::{Ending, NextBoot, Record},
     stop::Stop,
 };
@@ -29,7 +29,9 @@ pub enum Armed {
     Locked(DeploymentId),
     /// The marker was restored.
     Resumed(DeploymentId),
-    /// The update was cancelled or its deployment deleted, and how that was seen; it is forgotten.
+    /// Somebody has removed the marker in this boot: the update is forgotten.
+    Cancelled(DeploymentId),
+    /// The deployment or the entries that staged it are gone, and how; the update is forgotten.
     Forgotten(DeploymentId, anyhow::Error),
     /// Nobody can tell whether the deployment is still staged, and why.
     Unknown(DeploymentId, anyhow::Error),
@@ -42,6 +44,7 @@ impl fmt::Display for Armed {
             Self::Marked(id) => write!(f, "update {} is staged; the next shutdown finalizes it", id.short()),
             Self::Locked(id) => write!(f, "update {} is staged but locked; it waits until it is unlocked", id.short()),
             Self::Resumed(id) => write!(f, "resumed update {}, staged before the last restart", id.short()),
+            Self::Cancelled(id) => write!(f, "forgot update {}: its marker was removed", id.short()),
             Self::Forgotten(id, why) => {
                 write!(f, "forgot update {}, staged before the last restart: no longer staged: {why:#}", id.short())
             }
@@ -68,16 +71,19 @@ impl Armed {
 /// Those of reading and writing; a malformed file names itself.
 pub fn arm(host: &Host, stop: &Stop) -> Result<Armed> {
     if host.marker()?.is_none() && pending::remembered(&host.sysroot)?.is_none() {
-        // A marker of the booted deployment is left over from a soft reboot.
         return pending::remove(host, MARKER).map(|()| Armed::Nothing);
     }
     let _lock = Lock::take(&host.sysroot, stop)?;
-    if let Some(marker) = host.marker()? {
-        pending::remember(host, &marker)?;
-        let armed = if marker.finalization_locked { Armed::Locked } else { Armed::Marked };
-        return Ok(armed(marker.depl_id));
+    match Waiting::find(host)? {
+        Waiting::Staged(marker) => {
+            pending::remember(host, &marker)?;
+            let armed = if marker.finalization_locked { Armed::Locked } else { Armed::Marked };
+            return Ok(armed(marker.depl_id));
+        }
+        Waiting::Cancelled(id) => return pending::drop_all(host).map(|()| Armed::Cancelled(id)),
+        // A marker of the booted deployment is left over from a soft reboot.
+        Waiting::Nothing | Waiting::Again(_) => pending::remove(host, MARKER)?,
     }
-    pending::remove(host, MARKER)?;
     Ok(match Reminder::find(host, &host.config(&mut vec![]), stop)? {
         // `report` does what is left to do for the booted deployment.
         Reminder::Nothing | Reminder::Booted => Armed::Nothing,

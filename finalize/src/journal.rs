@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    io::{self, Read, Write},
+    io::{self, IsTerminal, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
 };
@@ -48,7 +48,7 @@ pub fn begin() {
     let journal = is_connected().then(tracing_journald::layer).and_then(Result::ok);
     let lines = journal.is_none().then(|| {
         let lines = text::layer().with_writer(io::stderr).without_time().with_target(false);
-        lines.log_internal_errors(false)
+        lines.with_ansi(io::stderr().is_terminal()).log_internal_errors(false)
     });
     let journal = journal.map(|layer| layer.with_field_prefix(None));
     // A second call would change nothing.

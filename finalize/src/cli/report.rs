@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What `arm` and `report` take at most, in seconds: a boot waits for them.
-const BOOT: Limit = Limit::Fixed(60);
+const BOOT: u64 = 60;
 
 /// Finalizes, and says how it ended. The journal is told in every form; neither outcome nor exit code depend on `out`.
 ///
@@ -85,7 +85,7 @@ fn message(outcome: &Outcome) -> Message {
 ///
 /// Those of [`arm::arm`].
 pub fn arm(host: &Host, out: &mut dyn Write) -> Result<()> {
-    let armed = arm::arm(host, &in_time()?)?;
+    let armed = arm::arm(host, &in_time(host)?)?;
     if armed.is_warning() {
         tell(out, UNFINISHED, Weight::Warning, &armed.to_string());
     } else {
@@ -94,9 +94,12 @@ pub fn arm(host: &Host, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn in_time() -> Result<Stop> {
+fn in_time(host: &Host) -> Result<Stop> {
     let mut stop = Stop::at_signal().context("listening for signals")?;
-    stop.set_deadline(BOOT);
+    stop.set_deadline(match host.config(&mut vec![]).timeout_seconds {
+        less @ ..BOOT => Limit::Configured(less),
+        _ => Limit::Fixed(BOOT),
+    });
     Ok(stop)
 }
 
@@ -106,7 +109,7 @@ fn in_time() -> Result<Stop> {
 ///
 /// Those of [`arm::report`].
 pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
-    let Report { verdict, left } = arm::report(host, &in_time()?)?;
+    let Report { verdict, left } = arm::report(host, &in_time(host)?)?;
     for error in left {
         tracing::warn!("{error:#}; the next boot tries again");
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "tests print how much they tried")]
 
 mod bad_boot_files;
+mod beside_bootc;
 mod boot_swap;
 mod bootc_files;
 mod crash;
@@ -18,3 +19,5 @@ mod frozen;
 mod fuzz;
 mod machine;
 mod tidy;
+mod units;
+mod words;
