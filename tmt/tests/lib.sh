@@ -34,11 +34,14 @@ has() { # WHAT TEXT PART
 # Whether this is the first time that it is asked.
 once() { [ ! -e "$notes/once-$1" ] && touch "$notes/once-$1"; }
 
-# Notes which boot this is, and begins another one.
+# Notes which boot this is, and begins another one, with the command of the note reboot-by where a sentence has left one.
 next_boot() {
+  local by=()
   cat /proc/sys/kernel/random/boot_id >"$notes/boot-id"
   booted >"$notes/was-booted"
-  tmt-reboot
+  [ ! -e "$notes/reboot-by" ] || by=(-c "$(noted reboot-by)")
+  rm -f "$notes/reboot-by"
+  tmt-reboot "${by[@]}"
   exit
 }
 another_boot() { is "another boot" "$([ "$(cat /proc/sys/kernel/random/boot_id)" != "$(noted boot-id)" ] && echo yes)" yes; }
