@@ -6,7 +6,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use crate::{
-    boot::swap::{self, Probe},
+    boot::swap,
     config::Config,
     deployment::{Deployment, Originals},
     digest::DeploymentId,
@@ -240,12 +240,11 @@ fn finish(host: &Host, keep: bool, entries_too: bool) -> Result<()> {
     if entries_too {
         for place in place::find(host, deployment.origin.boot_type)? {
             // It may have been chosen in the menu while the entries are not exchanged yet: then nothing is left over.
-            if let Ok(Probe::Exchanged(exchanged)) = swap::probe(&place, &host.booted.id) {
-                exchanged.settle()?.clean_up()?;
+            if let Ok(staged) = swap::probe(&[place], &host.booted.id) {
+                staged.finish()?;
             }
         }
         pending::drop_all(host)?;
     }
-    let is_over = originals == Originals::Remove && deployment.is_merged();
-    if entries_too || is_over { deployment.clean_up(originals) } else { Ok(()) }
+    if entries_too || deployment.has_leftovers()? { deployment.has_booted(originals) } else { Ok(()) }
 }

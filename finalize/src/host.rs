@@ -61,6 +61,9 @@ pub struct Ambient {
     /// The vendor's configuration
     #[arg(long, default_value = "/usr/lib/composefs-finalize", value_name = "DIR", hide = true)]
     pub vendor_config: PathBuf,
+    /// The id of the running boot [default: from the kernel]
+    #[arg(long, value_name = "TEXT", hide = true)]
+    pub boot_id: Option<String>,
     /// The kernel's view of devices and firmware
     #[arg(long, default_value = "/sys", value_name = "DIR", hide = true)]
     pub sys: PathBuf,
@@ -106,6 +109,8 @@ pub struct Host {
     pub ambient: Ambient,
     /// What was asked for.
     pub access: Access,
+    /// The id of the running boot (random(4), `boot_id`), where it is known.
+    pub boot_id: Option<String>,
     root: Root,
 }
 
@@ -129,7 +134,9 @@ impl Host {
             Access::Read => open(&ambient.sysroot)?,
             Access::Write => writable(&ambient.sysroot)?,
         };
-        Ok(Self { sysroot, booted, ambient: ambient.clone(), access, root })
+        let of_kernel = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+        let boot_id = ambient.boot_id.clone().or_else(of_kernel).map(|id| id.trim().to_owned());
+        Ok(Self { sysroot, booted, ambient: ambient.clone(), access, boot_id, root })
     }
 
     /// The same machine, with what a finalization changes writable, privately.

@@ -34,7 +34,7 @@ use crate::{
     config::Config,
     deployment::Deployment,
     digest::DeploymentId,
-    etc::{Merge, Sources, plan::Plan},
+    etc::{Merge, Sources, apply::Links, plan::Plan},
     host::{Access, Ambient, EtcMount, Host, Pristine},
     lock::{Lock, NotLocked},
     next::Next,
@@ -156,7 +156,10 @@ fn run(host: &Host, update: &Update<'_>, stop: &Stop, progress: &mut Progress) -
 
     progress.step(Step::Merge);
     let trees = EtcTrees::open(host, &update.staged, &update.config, &mut progress.record.notes)?;
-    let merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &update.config.policy)).transpose()?;
+    let mut merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &update.config.policy)).transpose()?;
+    if let Some(merge) = merge.as_mut().filter(|_| update.config.backup_original) {
+        merge.links = Links::Copy;
+    }
     if let Some(merge) = &merge {
         take_down(&merge.plan, &mut progress.record);
         if !merge.plan.refused.is_empty() {
@@ -164,7 +167,7 @@ fn run(host: &Host, update: &Update<'_>, stop: &Stop, progress: &mut Progress) -
             return Ok(());
         }
     }
-    let durable = update.write(probed, merge.as_ref(), stop, progress).inspect_err(|_| update.give_up(progress))?;
+    let durable = update.write(probed, merge.as_ref(), stop, progress)?;
 
     // From here on the new deployment boots: what fails now is no failure of the finalization.
     progress.step(Step::CleanUp);

@@ -104,7 +104,7 @@ impl Reminder {
             Ok(places) => places,
             Err(error) => return Self::Unknown(id, error),
         };
-        let probed = places.iter().map(|place| swap::probe(place, &id).map(drop)).reduce(Result::or);
+        let probed = places.into_iter().map(|place| swap::probe(&[place], &id).map(drop)).reduce(Result::or);
         match probed {
             Some(Err(error)) => Self::without(id, error),
             _ => Self::Staged(marker),
@@ -188,7 +188,7 @@ pub fn forget(sysroot: &Dir) -> Result<()> {
     if sysroot.symlink_metadata(STAGED).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    sys::file::remove(sysroot, STAGED).with_context(|| format!("removing {STAGED}"))
+    sys::remove::file(sysroot, STAGED).with_context(|| format!("removing {STAGED}"))
 }
 
 /// The deployment that this boot has met.
@@ -228,5 +228,5 @@ pub fn remove(host: &Host, path: &str) -> Result<()> {
     if run.symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    sys::file::remove(&run, path).with_context(|| format!("removing {}/{path}", host.ambient.run.display()))
+    sys::remove::file(&run, path).with_context(|| format!("removing {}/{path}", host.ambient.run.display()))
 }

@@ -260,7 +260,7 @@ impl Record {
 fn replace(dir: &Dir, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
     let aside = format!(".{name}.new");
     let fd = || std::os::fd::AsFd::as_fd(dir);
-    sys::file::remove(dir, &aside)?;
+    sys::remove::file(dir, &aside)?;
     let written = sys::node::create(fd(), aside.as_bytes(), mode).and_then(|file| {
         let file = std::fs::File::from(file);
         sys::node::write(&file, content)?;
@@ -268,7 +268,7 @@ fn replace(dir: &Dir, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
     });
     let replaced = written.and_then(|()| sys::rename::replace(dir, &aside, name));
     if replaced.is_err() {
-        _ = dir.remove_file(&aside);
+        _ = sys::remove::file(dir, &aside);
     }
     replaced?;
     sys::sync::fsync(dir.open(".")?)

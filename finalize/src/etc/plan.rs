@@ -4,8 +4,11 @@
 //! else is equal, and of the new tree only where the live one was changed.
 
 mod choose;
+mod generated;
 mod print;
 mod records;
+mod ruled;
+pub mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +20,7 @@ use serde::Serialize;
 use super::{
     merge::{Reason, Shape, Sides, Take, resolve},
     names::Names,
-    policy::{Accounts, Policy},
+    policy::Policy,
     tree::{Kind, Node, RelPath, Tree},
 };
 
@@ -131,6 +134,7 @@ pub struct Counts {
 ///
 /// The path and the error of a file that could not be read.
 pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Result<Plan, (RelPath, io::Error)> {
+    let bytes = &mut ruled::Ruled { bytes, policy };
     let quiet = std::mem::take(&mut trees.quiet);
     let mut paths: BTreeSet<&RelPath> = BTreeSet::new();
     for tree in [&trees.pristine, &trees.current, &trees.new] {
@@ -145,6 +149,7 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     for path in paths {
         let mut step = decide(&plan, trees, &changes, path);
         plan.choose(policy, path, &mut step, trees);
+        plan.follow_if_generated(policy, path, &mut step, trees);
         if step.node.is_some() {
             plan.keep_parents(trees, path, step.take);
         }
@@ -152,9 +157,8 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     }
     plan.skipped.sort();
     plan.skipped.dedup();
-    if policy.accounts == Accounts::Merge {
-        records::decide(&mut plan, bytes, policy)?;
-    }
+    store::decide(&mut plan, trees, bytes, policy)?;
+    records::decide(&mut plan, trees, bytes, policy)?;
     Ok(plan)
 }
 

@@ -19,7 +19,7 @@ use rustix::{
 use super::{
     Sources, bytes,
     names::{Listing, Names, Types, zip},
-    plan::{Quiet, Trees},
+    plan::{Quiet, Trees, store},
     policy::{Policy, is_special},
     scan::{DIR, Found, node},
     tree::{Kind, Node, RelPath, Tree},
@@ -166,7 +166,8 @@ impl Reader<'_> {
 
     /// What else than the table decides on the path `name` of a directory.
     fn rules(&self, visit: &Visit, name: &[u8]) -> Rules {
-        if visit.path.is_some() && self.policy.is_silent_below_the_root() {
+        let in_selinux = visit.path.as_ref().is_some_and(|path| path.as_bytes().starts_with(b"selinux/"));
+        if visit.path.is_some() && self.policy.is_silent_below_the_root() && !in_selinux {
             // Most of /etc: not even the path has to be put together.
             return Rules::None;
         }
@@ -177,6 +178,8 @@ impl Reader<'_> {
         match self.policy.rule(&path) {
             Some(_) => Rules::Named,
             None if visit.ruled => Rules::Named,
+            // What is decided as one has to be known as a whole.
+            None if store::is_part(&path) => Rules::Named,
             None if is_special(&path) => Rules::Special,
             None => Rules::None,
         }
