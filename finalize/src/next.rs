@@ -59,6 +59,14 @@ impl Next {
         }
     }
 
+    /// Whether the answer is `id`, somewhere or as far as is known.
+    pub fn may_be(&self, id: &DeploymentId) -> bool {
+        match self {
+            Self::Is(next) => next == id,
+            Self::Differs | Self::Unknown(_) | Self::Undecided => true,
+        }
+    }
+
     /// A sentence for the failure of the finalization that `record` tells of.
     pub fn after_failure(&self, record: &Record) -> String {
         let failed = match &record.to {

@@ -88,7 +88,7 @@ impl<'a> Update<'a> {
             .and_then(|()| {
                 stop.check()?;
                 progress.step(Step::Exchange);
-                Ok(staged.sync()?)
+                staged.sync()
             })
             .and_then(|synced| {
                 stop.check()?;
@@ -98,7 +98,7 @@ impl<'a> Update<'a> {
             });
         if written.is_err()
             && self.config.rollback_on_failure
-            && let Err(why) = done.take_back(untouched)
+            && let Err(why) = done.take_back(untouched, self)
         {
             progress.record.notes.push(format!("taking back what was done: {why:#}"));
         }
@@ -160,11 +160,12 @@ impl Done<'_> {
     }
 
     /// The boot entries first: no entry may name the deployment while its /etc is not in place. Where an earlier run had
-    /// exchanged some of them, the merged /etc stays.
-    fn take_back(self, untouched: bool) -> Result<()> {
+    /// exchanged some of them, or another program has in the meantime, the merged /etc stays.
+    fn take_back(self, untouched: bool, update: &Update<'_>) -> Result<()> {
         self.undo.map_or(Ok(()), Undo::take_back)?;
+        let boots = !update.places.is_empty() && update.next().may_be(&update.staged.id);
         match self.placing {
-            Some(placing) if untouched => placing.take_back(),
+            Some(placing) if untouched && !boots => placing.take_back(),
             _ => Ok(()),
         }
     }
