@@ -19,7 +19,7 @@ use anyhow::{Context, Result, anyhow};
 use cap_std::fs::Dir;
 
 use self::{
-    apply::{Applied, Roots},
+    apply::{Applied, Links, Roots},
     plan::{Plan, Trees},
     policy::Policy,
     tree::RelPath,
@@ -44,6 +44,8 @@ pub struct Merge<'a> {
     trees: Trees,
     /// What will be done.
     pub plan: Plan,
+    /// What becomes of the new tree's files.
+    pub links: Links,
 }
 
 impl<'a> Merge<'a> {
@@ -57,7 +59,7 @@ impl<'a> Merge<'a> {
         let mut bytes = bytes::Files::new(&sources);
         let plan = plan::plan(&mut trees, &mut bytes, policy).map_err(at("comparing"))?;
         bytes.check_readable(&plan, &trees.current).map_err(at("reading"))?;
-        Ok(Self { sources, trees, plan })
+        Ok(Self { sources, trees, plan, links: Links::Share })
     }
 
     /// Writes the merged tree into the new directory `output` of `parent`, and, where local nodes have no place in it,
@@ -76,7 +78,13 @@ impl<'a> Merge<'a> {
     ///
     /// As [`Merge::write`].
     pub fn write_to(&self, output: (&Dir, &str), conflicts: (&Dir, &str), stop: &Stop) -> Result<Applied> {
-        let roots = |target| Roots { current: self.sources.current, new: self.sources.new, output: target, stop };
+        let roots = |target| Roots {
+            current: self.sources.current,
+            new: self.sources.new,
+            output: target,
+            stop,
+            links: self.links,
+        };
         let merged = fresh(output.0, output.1).with_context(|| format!("creating {}", output.1))?;
         let mut applied = apply::apply(&self.plan, &self.trees, roots(fd(&merged))).map_err(at("merging"))?;
         if !self.plan.aside.is_empty() {
@@ -93,7 +101,7 @@ fn fd(dir: &Dir) -> BorrowedFd<'_> {
 }
 
 fn fresh(parent: &Dir, name: &str) -> io::Result<Dir> {
-    sys::file::remove_tree(parent, name)?;
+    sys::remove::tree(parent, name)?;
     sys::node::mkdir(fd(parent), name.as_bytes())?;
     // A directory may want an access list on all that is made in it; here the three trees say what there is.
     for inherited in ["system.posix_acl_default", "system.posix_acl_access"] {

@@ -8,6 +8,7 @@ pub mod freeze;
 pub mod limit;
 pub mod mount;
 pub mod node;
+pub mod remove;
 pub mod rename;
 pub mod space;
 pub mod sync;

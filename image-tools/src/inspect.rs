@@ -153,7 +153,9 @@ impl Disk {
 
     fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
         let entries: Entries = match loader {
-            Loader::SystemdBoot => self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect(),
+            Loader::SystemdBoot | Loader::GrubCc => {
+                self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect()
+            }
             Loader::Grub => self.grub.files(&self.in_boot(&format!("{}/{dir}", layout::LOADER)))?.into_iter().collect(),
         };
         let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
@@ -240,7 +242,7 @@ impl Disk {
         for entry in report.entries.iter().chain(&report.staged_entries) {
             for path in &entry.files {
                 let found = match report.loader {
-                    Loader::SystemdBoot => self.esp.exists(path)?,
+                    Loader::SystemdBoot | Loader::GrubCc => self.esp.exists(path)?,
                     Loader::Grub if path.ends_with(".efi") => self.esp.exists(path)?,
                     Loader::Grub => self.grub.exists(path)?,
                 };

@@ -66,6 +66,18 @@ pub struct Roots<'a> {
     pub output: BorrowedFd<'a>,
     /// Asked before each directory, and before each copy of a local node.
     pub stop: &'a Stop,
+    /// What becomes of the new tree's files.
+    pub links: Links,
+}
+
+/// What the merged tree has of the new tree's files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Links {
+    /// The same inodes: nothing is copied.
+    #[default]
+    Share,
+    /// Copies (shared blocks where the file system can): whoever changes one later does not change the other.
+    Copy,
 }
 
 impl Roots<'_> {

@@ -102,7 +102,7 @@ fn esps_are_found_through_luks_on_raid_and_the_one_that_booted_is_last() {
     above(sys, "dm-0", &["md0"]);
     fs::create_dir_all(sys.join("dev/block")).unwrap();
     std::os::unix::fs::symlink(sys.join("devices/dm-0"), sys.join("dev/block/253:0")).unwrap();
-    let found = || finalize::boot::esp::find(sys, (253, 0)).unwrap();
+    let found = || finalize::host::devices::esps(sys, (253, 0)).unwrap();
     let mut without_variables = found();
     without_variables.sort();
     assert_eq!(without_variables, [Path::new("/dev/sda1"), Path::new("/dev/sdb1")]);
@@ -114,5 +114,5 @@ fn esps_are_found_through_luks_on_raid_and_the_one_that_booted_is_last() {
         fs::write(variables.join("LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"), bytes).unwrap();
         assert_eq!(found().last().unwrap(), Path::new(last));
     }
-    assert!(finalize::boot::esp::boot_partitions(sys, (253, 0)).unwrap().is_empty());
+    assert!(finalize::host::devices::boot_partitions(sys, (253, 0)).unwrap().is_empty());
 }

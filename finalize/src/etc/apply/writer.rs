@@ -12,7 +12,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Applied, Failed, Roots};
+use super::{Applied, Failed, Links, Roots};
 use crate::{
     etc::{
         merge::Take,
@@ -88,7 +88,7 @@ impl<'a> Writer<'a> {
                 scan::Found::Node(node) => Ok(node),
                 _ => Err(Errno::NOENT.into()),
             };
-            let taken = take_leaf((from, name), (to, name), node, || self.roots.check());
+            let taken = take_leaf((from, name), (to, name), node, self.roots);
             let above = Some(dir).filter(|dir| !dir.as_bytes().is_empty());
             self.done.bytes_copied += taken.map_err(|error| (RelPath::child(above, name), error))?;
         }
@@ -103,7 +103,7 @@ impl<'a> Writer<'a> {
         }
         let from = self.new.parent_of(path)?;
         let (from, to) = ((from, path.name()), (to, path.name()));
-        self.done.bytes_copied += take_leaf(from, to, || Ok(node.clone()), || self.roots.check())?;
+        self.done.bytes_copied += take_leaf(from, to, || Ok(node.clone()), self.roots)?;
         Ok(())
     }
 
@@ -214,20 +214,16 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot be, a copy
-/// of `node`. Returns the bytes that had to be copied.
-fn take_leaf(
-    from: At<'_>,
-    to: At<'_>,
-    node: impl FnOnce() -> io::Result<Node>,
-    may_go_on: impl Fn() -> io::Result<()>,
-) -> io::Result<u64> {
-    match sys::node::link(from.0, from.1, to.0, to.1) {
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {
-            copy(from, to, &node()?, may_go_on).map(|copied| copied.bytes)
+/// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot or shall not
+/// be, a copy of `node`. Returns the bytes that had to be copied.
+fn take_leaf(from: At<'_>, to: At<'_>, node: impl FnOnce() -> io::Result<Node>, roots: Roots<'_>) -> io::Result<u64> {
+    if roots.links == Links::Share {
+        match sys::node::link(from.0, from.1, to.0, to.1) {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {}
+            other => return other.map(|()| 0),
         }
-        other => other.map(|()| 0),
     }
+    copy(from, to, &node()?, || roots.check()).map(|copied| copied.bytes)
 }
 
 /// Whether something else is there than what was looked for.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use gpt::partition_types::Type;
 
-use super::loader::utf16;
+use crate::boot::loader::utf16;
 
 /// Variables of systemd's Boot Loader Interface.
 const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
@@ -32,7 +32,7 @@ pub fn efi_variable(sys: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
 /// # Errors
 ///
 /// When there is none: names the disks that were looked at.
-pub fn find(sys: &Path, root_device: (u32, u32)) -> Result<Vec<PathBuf>> {
+pub fn esps(sys: &Path, root_device: (u32, u32)) -> Result<Vec<PathBuf>> {
     let found = partitions(sys, root_device, gpt::partition_types::EFI)?;
     ensure!(!found.is_empty(), "no EFI system partition on the disks of the physical root; name one with --esp");
     Ok(found)

@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use cap_std::fs::Dir;
 
-use super::{Loader, Place, esp, swap::Method};
+use super::{Access, Host, devices, dir, open, writable};
 use crate::{
-    host::{Access, Host, dir, open, writable},
+    boot::{BootDir, EntriesPlace, Loader, Place, swap::Method},
     layout::{EFI_LINUX_BOOTC, ENTRIES, ENTRIES_STAGED, GRUB, LOADER, USER_CFG},
     staged::BootType,
     sys,
@@ -26,7 +26,7 @@ pub fn loader(host: &Host) -> Result<Loader> {
     if let Some(loader) = host.ambient.loader {
         return Ok(loader);
     }
-    let info = esp::efi_variable(&host.ambient.sys, "LoaderInfo").context("reading the EFI variable LoaderInfo")?;
+    let info = devices::efi_variable(&host.ambient.sys, "LoaderInfo").context("reading the EFI variable LoaderInfo")?;
     if let Some(loader) = info.as_deref().and_then(Loader::from_loader_info) {
         return Ok(loader);
     }
@@ -53,31 +53,30 @@ pub fn loader(host: &Host) -> Result<Loader> {
 /// When the loader cannot be told, or a file system with entries cannot be found or mounted.
 pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
     match (loader(host)?, boot_type) {
-        (Loader::SystemdBoot, _) => {
-            let place =
-                |root| Place { root, boot: "", loader: Loader::SystemdBoot, method: Method::OneByOne, menu: None };
-            Ok(taking_part(esps(host)?).into_iter().map(place).collect())
+        (loader @ (Loader::SystemdBoot | Loader::GrubCc), _) => {
+            let place = |root| EntriesPlace { root, boot: BootDir::Root, loader, method: Method::OneByOne };
+            Ok(taking_part(esps(host)?).into_iter().map(place).map(Place::Entries).collect())
         }
         (Loader::Grub, BootType::Bls) => {
             let (boot, root) = boot_dir(host)?;
-            let root = if boot.is_empty() { root } else { host.sysroot.try_clone()? };
+            let root = if boot == BootDir::Root { root } else { host.sysroot.try_clone()? };
             let method = if is_fat(&root)? { Method::OneByOne } else { Method::Exchange };
-            Ok(vec![Place { root, boot, loader: Loader::Grub, method, menu: None }])
+            Ok(vec![Place::Entries(EntriesPlace { root, boot, loader: Loader::Grub, method })])
         }
         (Loader::Grub, BootType::Uki) => {
             // One menu, and the ESP that booted: the UKIs of others are copies of it.
-            let root = those_with(esps(host)?, EFI_LINUX_BOOTC).pop().context("there is no ESP for the UKIs")?;
+            let esp = those_with(esps(host)?, EFI_LINUX_BOOTC).pop().context("there is no ESP for the UKIs")?;
             let (_, boot) = boot_dir(host)?;
-            let menu = boot.open_dir(GRUB).with_context(|| format!("opening {GRUB} in the boot directory"))?;
-            Ok(vec![Place { root, boot: "", loader: Loader::Grub, method: Method::Exchange, menu: Some(menu) }])
+            let grub = boot.open_dir(GRUB).with_context(|| format!("opening {GRUB} in the boot directory"))?;
+            Ok(vec![Place::Menu { esp, grub }])
         }
     }
 }
 
 /// The directory that holds GRUB's files, and where it is within its file system.
-fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
+fn boot_dir(host: &Host) -> Result<(BootDir, Dir)> {
     if let Some(path) = &host.ambient.boot {
-        return Ok(("", opened(host, path)?));
+        return Ok((BootDir::Root, opened(host, path)?));
     }
     let has_entries = |dir: &Dir| {
         let entries = [ENTRIES_STAGED, ENTRIES].iter().any(|name| dir.is_dir(format!("{LOADER}/{name}")));
@@ -86,23 +85,23 @@ fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
     let own = host.sysroot.open_dir("boot").context("opening boot of the physical root")?;
     if !has_entries(&own) {
         if let Some(partition) = boot_partition(host, &has_entries)? {
-            return Ok(("", partition));
+            return Ok((BootDir::Root, partition));
         }
         let mounted = Path::new("/boot");
         if host.ambient.sysroot == Path::new("/sysroot")
             && let Ok(partition) = opened(host, mounted)
             && has_entries(&partition)
         {
-            return Ok(("", partition));
+            return Ok((BootDir::Root, partition));
         }
     }
-    Ok(("boot", own))
+    Ok((BootDir::Boot, own))
 }
 
 /// The boot partition with entries, by its type (the Discoverable Partitions Specification, XBOOTLDR), mounted privately.
 fn boot_partition(host: &Host, has_entries: &dyn Fn(&Dir) -> bool) -> Result<Option<Dir>> {
     // A machine of directories has no disks.
-    let Ok(devices) = root_device(host).and_then(|root| esp::boot_partitions(&host.ambient.sys, root)) else {
+    let Ok(devices) = root_device(host).and_then(|root| devices::boot_partitions(&host.ambient.sys, root)) else {
         return Ok(None);
     };
     for device in devices {
@@ -133,7 +132,7 @@ fn mount_boot(device: &Path) -> io::Result<OwnedFd> {
 /// The ESPs, each mounted privately.
 fn esps(host: &Host) -> Result<Vec<Dir>> {
     let given = &host.ambient.esp;
-    let found = if given.is_empty() { esp::find(&host.ambient.sys, root_device(host)?)? } else { given.clone() };
+    let found = if given.is_empty() { devices::esps(&host.ambient.sys, root_device(host)?)? } else { given.clone() };
     found.iter().map(|path| esp_at(host, path)).collect()
 }
 
