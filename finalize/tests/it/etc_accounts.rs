@@ -284,6 +284,13 @@ fn check(p: &Accounts, c: &Accounts, n: &Accounts, checkers: bool) {
         let new: Vec<_> = m.iter().filter(|line| !c.contains(*line) && !n.contains(*line)).collect();
         assert!(new.is_empty(), "{checker} finds {new:#?}{}", context());
     }
+    // A second run changes nothing.
+    for (name, lines) in FILES.iter().zip(&merged) {
+        trap.file("n", name, lines.iter().map(|line| format!("{line}\n")).collect::<String>().as_bytes());
+    }
+    trap.merge();
+    let again = FILES.map(|name| trap.merged(name).lines().map(ToOwned::to_owned).collect::<Vec<_>>());
+    assert_eq!(again, merged, "{}", context());
 }
 
 fn have_checkers(trap: &Trap) -> bool {
