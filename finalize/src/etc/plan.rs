@@ -8,6 +8,7 @@ mod generated;
 mod print;
 mod records;
 mod ruled;
+mod space;
 pub mod store;
 
 use std::{
@@ -102,6 +103,8 @@ pub struct Plan {
     pub aside: BTreeSet<RelPath>,
     /// Local nodes that are kept beside the image's, by the path that each gets.
     pub beside: BTreeMap<RelPath, RelPath>,
+    /// Bytes of the local nodes that are kept elsewhere than in their place.
+    elsewhere: u64,
     /// Local nodes that won a type conflict: everything below them is local.
     kept: BTreeSet<RelPath>,
     /// Conflicts that are set to `fail`: the merge must not be carried out.
@@ -159,6 +162,7 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     plan.skipped.dedup();
     store::decide(&mut plan, trees, bytes, policy)?;
     records::decide(&mut plan, trees, bytes, policy)?;
+    plan.elsewhere = space::elsewhere(&plan, &trees.current);
     Ok(plan)
 }
 
@@ -318,7 +322,7 @@ impl Plan {
         files.map(|(path, _)| path).filter(move |path| in_place(path) || elsewhere(path))
     }
 
-    /// How many bytes have to be written: local files, merged ones, and a block a directory.
+    /// How many bytes have to be written: local files, in place or elsewhere, merged ones, and a block a directory.
     pub fn bytes(&self) -> u64 {
         let size = |step: &Step| match (step.take, step.node.as_ref().map(|node| &node.kind), &step.content) {
             (_, _, Some(content)) => content.len() as u64,
@@ -326,7 +330,7 @@ impl Plan {
             (Take::Current, Some(Kind::File { size, .. }), _) => *size,
             _ => 0,
         };
-        self.steps.values().map(size).sum()
+        self.elsewhere + self.steps.values().map(size).sum::<u64>()
     }
 
     /// How many paths each reason decided.

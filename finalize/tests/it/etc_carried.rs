@@ -16,7 +16,11 @@ use std::{
 
 use cap_std::{ambient_authority, fs::Dir};
 use finalize::{
-    etc::{Merge, Sources, apply::Applied, policy::Policy},
+    etc::{
+        Merge, Sources,
+        apply::Applied,
+        policy::{Keep, Policy, Rule},
+    },
     stop::Stop,
     sys::flags,
 };
@@ -185,9 +189,8 @@ fn what_is_kept_beside_inherits_nothing_and_moves_no_time() {
     }
     let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
     fs::File::open(trap.at("n/d")).unwrap().set_modified(time).unwrap();
-    let mut policy = Policy::default();
-    policy.type_clash = finalize::etc::policy::Keep::Both;
-    policy.rules.push(finalize::etc::policy::Rule::new("d/secret", finalize::etc::policy::Keep::Both).unwrap());
+    let rules = vec![Rule::new("d/secret", Keep::Both).unwrap()];
+    let policy = Policy { type_clash: Keep::Both, rules, ..Policy::default() };
     trap.merge_by("c", &policy);
     assert_eq!((trap.merged("d/secret"), trap.merged("d/secret.etc-local")), ("3".into(), "2".into()));
     assert_eq!(trap.merged("d/x.etc-local/sub/mine"), "1");
@@ -277,6 +280,22 @@ fn what_comes_or_goes_after_the_trees_were_read_is_said() {
     assert_eq!(moving(&trap, || {}), Applied { bytes_copied: applied.bytes_copied + 3, ..Applied::default() });
 }
 
+#[test]
+fn room_is_needed_for_what_is_kept_elsewhere_too() {
+    for keep in [Keep::Image, Keep::Both] {
+        let trap = Trap::new();
+        trap.file("pn", "x", b"1");
+        trap.file("n", "x", b"2");
+        trap.file("c", "x/mine", &[b'm'; 5000]);
+        trap.file("c", "y", &[b'y'; 300]);
+        let policy = Policy { type_clash: keep, ..Policy::default() };
+        let (plan, applied) = trap.merge_by("c", &policy);
+        // The directory of what is kept elsewhere is a block.
+        assert_eq!(plan.bytes(), 4096 + 5000 + 300, "{keep:?}");
+        assert!(applied.bytes_copied <= plan.bytes());
+    }
+}
+
 /// As a user who cannot read the file, which a disk that is broken does to root.
 #[test]
 fn a_file_that_is_given_up_is_never_opened() {
@@ -290,8 +309,8 @@ fn a_file_that_is_given_up_is_never_opened() {
     trap.file("c", "passwd", b"root:x:0:0:::\n");
     trap.file("pn", "passwd", b"root:x:0:0:x::\n");
     for path in ["broken.conf", "passwd"] {
-        fs::set_permissions(trap.at(&format!("c/{path}")), Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(trap.at(&format!("p/{path}")), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(trap.at(&format!("c/{path}")), Permissions::from_mode(0o0)).unwrap();
+        fs::set_permissions(trap.at(&format!("p/{path}")), Permissions::from_mode(0o0)).unwrap();
     }
     for entry in walkdir::WalkDir::new(trap.at("")) {
         chown(entry.unwrap().path(), Some(65534), Some(65534)).unwrap();
@@ -310,8 +329,21 @@ fn a_file_that_is_given_up_is_never_opened() {
     assert_eq!(run(ignored), (Some(0), String::new()));
     assert!(trap.is_absent("broken.conf"));
     fs::remove_dir_all(trap.at("m")).unwrap();
-    fs::set_permissions(trap.at("p/broken.conf"), Permissions::from_mode(0o644)).unwrap();
+    // Only its bytes could tell that broken.conf was changed.
     fs::set_permissions(trap.at("p/passwd"), Permissions::from_mode(0o644)).unwrap();
     assert_eq!(run(ruled), (Some(0), String::new()));
     assert_eq!((trap.merged("broken.conf"), trap.merged("passwd")), ("3".into(), "root:x:0:0:x::\n".into()));
+}
+
+#[test]
+fn a_mode_is_never_set_through_a_link() {
+    let trap = Trap::new();
+    trap.file("c", "secret", b"1");
+    fs::set_permissions(trap.at("c/secret"), Permissions::from_mode(0o600)).unwrap();
+    symlink("secret", trap.at("c/link")).unwrap();
+    let dir = fs::File::open(trap.at("c")).unwrap();
+    assert!(finalize::sys::node::chmod(dir.as_fd(), b"link", 0o4755).is_err());
+    assert_eq!(fs::metadata(trap.at("c/secret")).unwrap().mode() & 0o7777, 0o600);
+    finalize::sys::node::chmod(dir.as_fd(), b"secret", 0o4755).unwrap();
+    assert_eq!(fs::metadata(trap.at("c/secret")).unwrap().mode() & 0o7777, 0o4755);
 }

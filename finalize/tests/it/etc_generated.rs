@@ -1,6 +1,6 @@
 //! Files that programs make: indexes, which follow the image, and the compiled SELinux policy, which is one thing.
 
-use std::fs;
+use std::{fs, path::Path, process::Command};
 
 use crate::etc_traps::Trap;
 
@@ -131,4 +131,83 @@ fn a_local_policy_needs_no_decision_where_the_image_has_no_other_one() {
         ("local".into(), "local".into(), "1".into())
     );
     assert_eq!((plan.counts().conflicts, plan.notes.len()), (0, 0), "{plan}");
+}
+
+/// The smallest policy that compiles, in CIL (secilc(8)).
+const BASE: &str = r#"
+(mls true) (handleunknown allow)
+(class file (read write)) (class process (fork)) (classorder (file process))
+(sid kernel) (sidorder (kernel))
+(user u) (role r) (role object_r) (type t) (typeattribute domains) (typeattributeset domains t)
+(userrole u r) (userrole u object_r) (roletype r t) (roletype object_r t)
+(category c0) (categoryorder (c0)) (sensitivity s0) (sensitivityorder (s0)) (sensitivitycategory s0 (c0))
+(level low (s0)) (levelrange lr (low low)) (userlevel u low) (userrange u lr)
+(sidcontext kernel (u r t lr)) (allow t self (file (read)))
+(filecon "/etc(/.*)?" any (u object_r t lr))
+"#;
+
+/// Runs semodule(8) on the store `selinux/t` below `root/etc`.
+fn semodule(root: &Path, more: &[&str]) -> String {
+    let mut semodule = Command::new("semodule");
+    let output =
+        semodule.args(["-n", "-N", "-S", "/etc/selinux", "-s", "t", "-p"]).arg(root).args(more).output().unwrap();
+    assert!(output.status.success(), "semodule {more:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_real_store_before_and_after_a_local_module() {
+    let trap = Trap::new();
+    if Command::new("semodule").arg("--help").output().is_err() {
+        println!("SKIPPED: semodule is not installed");
+        return;
+    }
+    let install = |side: &str, priority: &str, name: &str, cil: &str| {
+        let module = trap.at(&format!("{name}.cil"));
+        fs::write(&module, cil).unwrap();
+        semodule(&trap.at(side), &["-X", priority, "-i", module.to_str().unwrap()]);
+    };
+    for side in ["p", "c", "n"] {
+        for dir in ["active", "contexts/files", "policy"] {
+            fs::create_dir_all(trap.at(&format!("{side}/etc/selinux/t/{dir}"))).unwrap();
+        }
+        install(side, "100", "base", BASE);
+    }
+    let context = "(filecon \"/opt(/.*)?\" any (u object_r t lr))";
+    install("n", "100", "theirs", &format!("(type theirs) (typeattributeset domains theirs) {context}"));
+    // As the trees of a merge: /etc itself.
+    for side in ["p", "c", "n"] {
+        fs::rename(trap.at(side), trap.at("all")).unwrap();
+        fs::rename(trap.at("all/etc"), trap.at(side)).unwrap();
+        fs::remove_dir(trap.at("all")).unwrap();
+        std::os::unix::fs::symlink(".", trap.at(&format!("{side}/etc"))).unwrap();
+    }
+    let (policy, contexts) = ("selinux/t/policy", "selinux/t/contexts/files/file_contexts");
+    let compiled = |side: &str| {
+        let dir = fs::read_dir(trap.at(&format!("{side}/{policy}"))).unwrap();
+        let files: Vec<_> = dir.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        fs::read(&files[0]).unwrap()
+    };
+    // Before: the image's, as a whole.
+    let plan = trap.merge();
+    assert!(compiled("m") == compiled("n") && compiled("n") != compiled("p"));
+    assert_eq!((plan.counts().conflicts, plan.notes.len()), (0, 0), "{plan}");
+    assert!(trap.merged(contexts).contains("/opt"));
+    // After: the local one, as a whole, which still compiles.
+    install("c", "400", "mine", "(type mine) (typeattributeset domains mine)");
+    let plan = trap.merge();
+    assert!(compiled("m") == compiled("c") && compiled("c") != compiled("p"));
+    assert!(!trap.merged(contexts).contains("/opt"));
+    let conflicts: Vec<_> = plan.conflicts().map(|(path, _)| path.to_string()).collect();
+    assert!(conflicts.len() == 1 && conflicts[0].starts_with(policy), "{conflicts:?}");
+    let modules = |side: &str| semodule(&trap.at(side), &["--list-modules=full"]);
+    assert_eq!(modules("m"), modules("c"));
+    semodule(&trap.at("m"), &["-B"]);
+    assert!(compiled("m") == compiled("c"));
+    // With a rule: the image's, and the local module can be installed again.
+    trap.merge_with("[[etc.rule]]\npath = \"selinux/**\"\nkeep = \"image\"\n");
+    assert!(compiled("m") == compiled("n") && modules("m") == modules("n"));
+    install("m", "400", "mine", "(type mine) (typeattributeset domains mine)");
+    assert!(modules("m").contains("mine") && modules("m").contains("theirs"));
 }

@@ -21,7 +21,7 @@ use crate::{
 pub fn find<'a>(dirs: impl Iterator<Item = &'a RelPath>, roots: Roots<'_>, done: &mut Applied) -> Result<(), Failed> {
     let mut walker = Walker::new(roots.current);
     for path in dirs {
-        let flags = match walker.dir(path).and_then(|dir| sys::flags::get(dir)) {
+        let flags = match walker.dir(path).and_then(sys::flags::get) {
             Err(error) if is_gone(&error) => None,
             other => other.map_err(|error| (path.clone(), error))?,
         };

@@ -27,11 +27,13 @@ impl Plan {
 /// backups of account files (passwd(5) and its like, with a `-`), and the number of the last change to a policy store.
 fn is_generated(path: &RelPath) -> bool {
     let names: Vec<&[u8]> = path.components().collect();
-    match names[..] {
-        [b"ld.so.cache" | b"passwd-" | b"group-" | b"shadow-" | b"gshadow-" | b"subuid-" | b"subgid-"] => true,
-        [b"udev", b"hwdb.bin"] | [b"ssl", b"certs", b"ca-certificates.crt"] => true,
-        [b"pki", b"ca-trust", b"extracted", _, ..] | [b"ca-certificates", b"extracted", _, ..] => true,
-        [b"selinux", _, b"active", b"commit_num"] => true,
-        _ => false,
-    }
+    matches!(
+        names[..],
+        [b"ld.so.cache" | b"passwd-" | b"group-" | b"shadow-" | b"gshadow-" | b"subuid-" | b"subgid-"]
+            | [b"udev", b"hwdb.bin"]
+            | [b"ssl", b"certs", b"ca-certificates.crt"]
+            | [b"pki", b"ca-trust", b"extracted", _, ..]
+            | [b"ca-certificates", b"extracted", _, ..]
+            | [b"selinux", _, b"active", b"commit_num"]
+    )
 }

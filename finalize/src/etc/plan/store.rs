@@ -78,9 +78,15 @@ pub fn decide(
                 let changed = |path: &&RelPath| !matches!(plan.steps[*path].reason, Reason::Image | Reason::Converged);
                 let Some(first) = paths.iter().find(changed) else { continue };
                 let conflict = compiled.filter(changed).unwrap_or(first).clone();
-                if !differs(trees, &paths, bytes)? {
+                let differing = differing(trees, &paths, bytes)?;
+                if differing.is_empty() {
                     continue;
                 }
+                let is_alike = |path: &RelPath| match plan.steps[path].reason {
+                    Reason::Image => !differing.contains(path),
+                    reason => reason == Reason::Converged,
+                };
+                let paths = paths.iter().filter(|path| !is_alike(path)).cloned().collect();
                 take(plan, trees, &paths, Take::Current);
                 if let Some(step) = plan.steps.get_mut(&conflict) {
                     step.reason = Reason::ContentConflict;
@@ -96,16 +102,21 @@ pub fn decide(
     Ok(())
 }
 
-/// Whether the image has another store than the booted one.
-fn differs(trees: &Trees, paths: &BTreeSet<RelPath>, bytes: &mut dyn SameBytes) -> Result<bool, (RelPath, io::Error)> {
+/// Where the image's store is not the booted one's.
+fn differing(
+    trees: &Trees,
+    paths: &BTreeSet<RelPath>,
+    bytes: &mut dyn SameBytes,
+) -> Result<BTreeSet<RelPath>, (RelPath, io::Error)> {
+    let mut differing = BTreeSet::new();
     for path in paths {
         let [p, n] = [&trees.pristine, &trees.new].map(|tree| tree.nodes.get(path));
         let same = same((Side::Pristine, p), (Side::New, n), path, bytes);
         if !same.map_err(|error| (path.clone(), error))? {
-            return Ok(true);
+            differing.insert(path.clone());
         }
     }
-    Ok(false)
+    Ok(differing)
 }
 
 /// All paths as one side has them.
