@@ -124,8 +124,7 @@ fn run(host: &Host, id: &DeploymentId, stop: &mut Stop, progress: &mut Progress)
 
 /// A conflict is set to `fail`: only the record is written.
 fn refuse(merge: &Merge<'_>, progress: &mut Progress, sysroot: &Dir) -> Result<Outcome> {
-    let refused = merge.plan.refused.iter().map(|path| format!("/etc/{path} is in conflict, and set to fail"));
-    progress.record.error.extend(refused);
+    progress.record.error.extend(merge.plan.refusals());
     progress.end(Outcome::Refused).write(sysroot)?;
     Ok(Outcome::Refused)
 }
@@ -169,17 +168,27 @@ impl EtcTrees {
     }
 }
 
-/// Hands the merge into the staged deployment to `show`; writes nothing. Without a merge, `show` is not called.
+/// What a finalization would do to /etc.
+#[derive(Debug)]
+pub enum Preview<'a> {
+    /// The merge, planned.
+    Merge(&'a Merge<'a>),
+    /// Nothing: a word for programs, and a line for people.
+    Nothing(&'static str, String),
+}
+
+/// Hands what a finalization would do to /etc to `show`, once; writes nothing.
 ///
 /// # Errors
 ///
 /// Those of reading, and those of `show`.
-pub fn preview(host: &Host, marker: &Marker, show: &mut dyn FnMut(&Merge<'_>) -> Result<()>) -> Result<()> {
+pub fn preview(host: &Host, marker: &Marker, show: &mut dyn FnMut(Preview<'_>) -> Result<()>) -> Result<()> {
     let staged = Deployment::open(&host.sysroot, &marker.depl_id)?;
+    let config = host.config(&mut vec![]);
     let mut notes = vec![];
-    let config = host.config(&mut notes);
-    match EtcTrees::open(host, &staged, &config, &mut notes)? {
-        Some(trees) => show(&Merge::plan(trees.sources(), &config.policy)?),
-        None => Ok(()),
-    }
+    let Some(trees) = EtcTrees::open(host, &staged, &config, &mut notes)? else {
+        let reason = if config.merge_etc { "transient-etc" } else { "merge-disabled" };
+        return show(Preview::Nothing(reason, notes.join("; ")));
+    };
+    show(Preview::Merge(&Merge::plan(trees.sources(), &config.policy)?))
 }

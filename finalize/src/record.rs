@@ -183,9 +183,7 @@ impl fmt::Display for Record {
             Outcome::Refused => write!(f, "refused to finalize {to}: nothing was written")?,
             Outcome::Failed => write!(f, "finalizing {to} failed at {:?}", self.step)?,
         }
-        let Counts { image, local, converged, merged, conflicts } = self.counts;
-        write!(f, "\n/etc: {local} local, {image} from the image, {converged} alike, {merged} merged by record")?;
-        write!(f, ", {conflicts} in conflict")?;
+        write!(f, "\n{}", self.counts)?;
         for line in self.notes.iter().chain(&self.conflicts).chain(&self.error) {
             write!(f, "\n  {line}")?;
         }
