@@ -6,6 +6,7 @@ mod bad_boot_files;
 mod boot_swap;
 mod bootc_files;
 mod crash;
+mod discovery;
 mod endings;
 mod esps;
 mod etc_laws;
