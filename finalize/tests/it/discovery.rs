@@ -177,7 +177,8 @@ fn what_booted_is_found_on_another_disk_than_the_root() {
         fs::write(tree.at("devices/mmcblk0/mmcblk01/uevent"), uevent).unwrap();
     };
     let by_table = |_: &Tree, _: &str| {};
-    let ways: [&dyn Fn(&Tree, &str); 4] = [&by_link, &by_udev, &by_kernel, &by_table];
+    type Way<'a> = &'a dyn Fn(&Tree, &str);
+    let ways: [Way<'_>; 4] = [&by_link, &by_udev, &by_kernel, &by_table];
     for known in ways {
         let tree = Tree::new();
         let booted = tree.gpt("mmcblk0", 512, &[ESP]).remove(0);
