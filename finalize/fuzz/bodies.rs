@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, io};
 
 use finalize::{
-    boot::{bls::Entry, grub, menu},
+    boot::{bls::Entry, grub, user_cfg::UserCfg},
     cmdline,
     config::Config,
     etc::{
@@ -37,6 +37,10 @@ pub fn accounts(input: &[u8]) {
     }
 }
 
+/// A menu that boots one deployment.
+const NEXT_MENU: &[u8] = b"menuentry \"x\" {\n chainloader /EFI/Linux/bootc/bootc_composefs-\
+    0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.efi\n}\n";
+
 /// Everything that is read from boot file systems, the kernel and the configuration.
 pub fn boot(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
@@ -44,7 +48,11 @@ pub fn boot(input: &[u8]) {
     let Ok(again) = entry.to_string().parse::<Entry>();
     assert_eq!(again.to_string(), entry.to_string(), "an entry does not survive");
     _ = grub::chainloaded(&text);
-    _ = menu::deployments(&text).count();
+    let menu = UserCfg::from_bytes(input);
+    assert_eq!(menu.to_bytes(), input, "a menu does not survive");
+    let merged = menu.with_entries_of(&UserCfg::from_bytes(NEXT_MENU));
+    assert!(!merged.deployments().is_empty());
+    _ = merged.with_entries_of(&menu);
     _ = cmdline::words(&text).count();
     Config::default().apply("fuzz", &text, &mut vec![]);
 }

@@ -3,7 +3,7 @@
 //! A typo must not lose an update: an unknown key is a warning, a wrong value a warning that names file, line and key,
 //! and what was there before (the default, or an earlier file's value) stays.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result};
 use toml::de::{DeTable, DeValue};
@@ -44,21 +44,17 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The settings of `config.toml` in each of `dirs`, then of `config.d/*.toml` in each of them, by name; and what a
-    /// person should know about these files.
+    /// The settings of `config.toml` in each of `dirs`, then of all `config.d/*.toml`, by name; and what a person should
+    /// know about these files. Of one name in several of `dirs` only the last is read, as systemd reads its own
+    /// (systemd.syntax(7)): an empty file, or a symlink to /dev/null, masks the vendor's.
     pub fn load(dirs: &[&Path]) -> (Self, Vec<String>) {
         let (mut config, mut warnings) = (Self::default(), vec![]);
         let mut files: Vec<_> = dirs.iter().map(|dir| dir.join("config.toml")).collect();
-        for dir in dirs {
-            let mut dropped: Vec<_> = std::fs::read_dir(dir.join("config.d"))
-                .into_iter()
-                .flatten()
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .filter(|path| path.extension().is_some_and(|ext| ext == "toml"))
-                .collect();
-            dropped.sort();
-            files.extend(dropped);
-        }
+        let dropped = dirs.iter().filter_map(|dir| std::fs::read_dir(dir.join("config.d")).ok()).flatten();
+        let dropped = dropped.filter_map(|entry| Some(entry.ok()?.path()));
+        let dropped = dropped.filter(|path| path.extension().is_some_and(|ext| ext == "toml"));
+        let dropped: BTreeMap<_, _> = dropped.map(|path| (path.file_name().map(ToOwned::to_owned), path)).collect();
+        files.extend(dropped.into_values());
         for file in files.iter().filter(|file| file.exists()) {
             match std::fs::read_to_string(file) {
                 Ok(text) => config.apply(&file.display().to_string(), &text, &mut warnings),
@@ -111,6 +107,7 @@ impl Config {
             "etc.accounts" => self.policy.accounts = choice(value, ACCOUNTS)?,
             "etc.type-clash" => self.policy.type_clash = choice(value, KEEPS)?,
             "etc.rule" => self.policy.rules.extend(rules(value)?),
+            "etc.follow-ids" => self.policy.follow_ids = boolean(value)?,
             "etc.ignore" => self.policy.ignore.extend(globs(value)?),
             "boot.update" => self.update_boot = boolean(value)?,
             "finalize.retry-attempts" => self.retry_attempts = number(value)?,
@@ -147,7 +144,7 @@ fn number<N: std::str::FromStr>(value: &DeValue<'_>) -> Result<N, Wrong> {
 
 fn choice<T: Copy>(value: &DeValue<'_>, all: &[(&str, T)]) -> Result<T, Wrong> {
     let found = value.as_str().and_then(|text| all.iter().find(|(name, _)| *name == text));
-    let names = || all.iter().map(|(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(" or ");
+    let names = || all.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
     found.map(|(_, choice)| *choice).ok_or_else(|| wrong(&names()))
 }
 
@@ -178,6 +175,28 @@ fn globs(value: &DeValue<'_>) -> Result<Vec<globset::GlobMatcher>, Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dropped_file_masks_that_of_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let [vendor, local] = ["vendor", "local"].map(|side| dir.path().join(side));
+        let write = |path: std::path::PathBuf, seconds: u64| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, format!("[finalize]\ntimeout-seconds = {seconds}\n")).unwrap();
+        };
+        let seconds = || Config::load(&[&vendor, &local]).0.timeout_seconds;
+        write(vendor.join("config.d/50-a.toml"), 50);
+        write(local.join("config.toml"), 1);
+        assert_eq!(seconds(), 50);
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("null")).unwrap();
+        std::fs::create_dir(local.join("config.d")).unwrap();
+        std::fs::rename(dir.path().join("null"), local.join("config.d/50-a.toml")).unwrap();
+        assert_eq!(seconds(), 1, "an empty file of the same name masks the vendor's");
+        // Names order all of them, wherever they are.
+        write(vendor.join("config.d/60-b.toml"), 60);
+        write(local.join("config.d/55-c.toml"), 55);
+        assert_eq!(seconds(), 60);
+    }
 
     #[test]
     fn later_files_win_key_by_key_and_mistakes_keep_what_was_there() {

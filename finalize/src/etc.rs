@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod apply;
 pub mod bytes;
 pub mod diff;
+mod late;
 pub mod merge;
 pub mod names;
 pub mod plan;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, anyhow};
 use cap_std::fs::Dir;
 
 use self::{
-    apply::{Applied, Roots},
+    apply::{Applied, Links, Roots},
     plan::{Plan, Trees},
     policy::Policy,
     tree::RelPath,
@@ -43,6 +44,8 @@ pub struct Merge<'a> {
     trees: Trees,
     /// What will be done.
     pub plan: Plan,
+    /// What becomes of the new tree's files.
+    pub links: Links,
 }
 
 impl<'a> Merge<'a> {
@@ -56,7 +59,7 @@ impl<'a> Merge<'a> {
         let mut bytes = bytes::Files::new(&sources);
         let plan = plan::plan(&mut trees, &mut bytes, policy).map_err(at("comparing"))?;
         bytes.check_readable(&plan, &trees.current).map_err(at("reading"))?;
-        Ok(Self { sources, trees, plan })
+        Ok(Self { sources, trees, plan, links: Links::Share })
     }
 
     /// Writes the merged tree into the new directory `output` of `parent`, and, where local nodes have no place in it,
@@ -75,18 +78,20 @@ impl<'a> Merge<'a> {
     ///
     /// As [`Merge::write`].
     pub fn write_to(&self, output: (&Dir, &str), conflicts: (&Dir, &str), stop: &Stop) -> Result<Applied> {
-        let roots = |target| Roots { current: self.sources.current, new: self.sources.new, output: target, stop };
+        let roots = |target| Roots {
+            current: self.sources.current,
+            new: self.sources.new,
+            output: target,
+            stop,
+            links: self.links,
+        };
         let merged = fresh(output.0, output.1).with_context(|| format!("creating {}", output.1))?;
-        let mut applied = apply::apply(&self.plan, &self.trees.new, roots(fd(&merged))).map_err(at("merging"))?;
-        if !self.plan.beside.is_empty() {
-            let beside = apply::put_beside(&self.plan, &self.trees.current, roots(fd(&merged)));
-            let beside = beside.map_err(at("keeping beside the image's"))?;
-            applied = applied.and(beside);
-        }
+        let mut applied = apply::apply(&self.plan, &self.trees, roots(fd(&merged))).map_err(at("merging"))?;
         if !self.plan.aside.is_empty() {
             let aside = fresh(conflicts.0, conflicts.1).with_context(|| format!("creating {}", conflicts.1))?;
             apply::set_aside(&self.plan, &self.trees.current, roots(fd(&aside))).map_err(at("setting aside"))?;
         }
+        applied.notes.extend(late::missed(&self.sources, &self.trees, &self.plan));
         Ok(applied)
     }
 }
@@ -96,7 +101,7 @@ fn fd(dir: &Dir) -> BorrowedFd<'_> {
 }
 
 fn fresh(parent: &Dir, name: &str) -> io::Result<Dir> {
-    sys::file::remove_tree(parent, name)?;
+    sys::remove::tree(parent, name)?;
     sys::node::mkdir(fd(parent), name.as_bytes())?;
     // A directory may want an access list on all that is made in it; here the three trees say what there is.
     for inherited in ["system.posix_acl_default", "system.posix_acl_access"] {

@@ -21,8 +21,10 @@ pub const VAR_LINK: &str = "../../os/default/var";
 pub const FINALIZE_STATE: &str = "state/finalize";
 /// *Ours*: the staged deployment; outlives a crash, unlike [`MARKER`].
 pub const STAGED: &str = "state/finalize/staged.json";
-/// *Ours*: the record of the last finalization.
+/// *Ours*: the record of the last finalization, root's.
 pub const RECORD: &str = "state/finalize/record.json";
+/// *Ours*: the same without the names of files, for everybody.
+pub const SUMMARY: &str = "state/finalize/summary.json";
 /// *Ours*: held while a finalization runs.
 pub const LOCK: &str = "state/finalize/lock";
 
@@ -34,11 +36,23 @@ pub const ETC_ORIG: &str = "etc.orig";
 pub const ETC_MERGING: &str = "etc.merging";
 /// *Ours*: local files that the merge could not keep in place.
 pub const ETC_CONFLICTS: &str = "etc.conflicts";
+/// *Ours*: those of a merge under way; always safe to delete.
+pub const ETC_CONFLICTS_MERGING: &str = "etc.conflicts.merging";
+/// *Ours*: rubbish; always safe to delete.
+pub const ETC_TRASH: &str = "etc.trash";
+/// *Ours*: what the names of earlier /etc of a deployment that was finalized again begin with.
+pub const ETC_PREVIOUS: &str = "etc.previous";
+/// *Ours*: [`ETC_ORIG`] of a deployment that has booted, where the configuration keeps it.
+pub const ETC_BACKUP: &str = "etc.backup";
+/// *Ours*: which directory is the merged /etc, and in which boot it got its name.
+pub const ETC_PLACED: &str = "etc.placed";
 
 /// The marker's directory, below `/run`.
 pub const MARKER_DIR: &str = "composefs";
 /// The marker of a staged deployment, below `/run`.
 pub const MARKER: &str = "composefs/staged-deployment";
+/// *Ours*: the staged deployment that a finalization of this boot has met, below `/run`.
+pub const MET: &str = "composefs/met-deployment";
 
 /// The directory of both entry directories, below the file system that holds the entries.
 pub const LOADER: &str = "loader";
@@ -46,6 +60,8 @@ pub const LOADER: &str = "loader";
 pub const ENTRIES: &str = "entries";
 /// The entries of the next boot, below [`LOADER`].
 pub const ENTRIES_STAGED: &str = "entries.staged";
+/// *Ours*: old entries that are being removed, below [`LOADER`]; always safe to delete.
+pub const ENTRIES_TRASH: &str = "entries.trash";
 /// The directory of GRUB's files, below the boot directory.
 pub const GRUB: &str = "grub2";
 /// GRUB's live menu entries for UKIs, below [`GRUB`].

@@ -3,10 +3,12 @@
 
 pub mod fault;
 pub mod file;
+pub mod flags;
 pub mod freeze;
 pub mod limit;
 pub mod mount;
 pub mod node;
+pub mod remove;
 pub mod rename;
 pub mod space;
 pub mod sync;

@@ -3,20 +3,23 @@
 //! Everything is durable before what depends on it is begun: the merged /etc before it is put in place, that and the
 //! staged entries before the exchange, the exchange before anything is deleted.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use crate::{
     boot::{
-        Place,
-        swap::{self, Durable, Exchanged, Probe, Ready},
+        self, Place,
+        swap::{Durable, Failed, Staged, Undo},
     },
     config::Config,
-    deployment::{Deployment, Originals},
+    deployment::{Deployment, Placing},
     digest::DeploymentId,
     etc::Merge,
     host::{Host, place},
+    next::Next,
     pending,
-    record::{Outcome, Progress, Step},
+    progress::Progress,
+    record::Step,
+    staged::Marker,
     stop::Stop,
     sys,
 };
@@ -30,13 +33,14 @@ pub struct Update<'a> {
     /// The deployment.
     pub staged: Deployment,
     places: Vec<Place>,
-    /// Whether an earlier run had put a merged /etc in place already.
-    was_merged: bool,
 }
 
-/// A place, and where the exchange stood when this run began.
-#[derive(Debug)]
-pub struct Probed(Vec<Probe>);
+/// What a run has done so far, and can take back.
+#[derive(Debug, Default)]
+struct Done<'a> {
+    placing: Option<Placing<'a>>,
+    undo: Option<Undo>,
+}
 
 impl<'a> Update<'a> {
     /// Finds everything that the update of `host` to deployment `id` takes. Writes nothing.
@@ -52,102 +56,117 @@ impl<'a> Update<'a> {
             true => stop.patiently(config.retry_attempts, || place::find(host, staged.origin.boot_type))?,
             false => vec![],
         };
-        let was_merged = staged.is_merged();
-        Ok(Self { host, config, staged, places, was_merged })
+        Ok(Self { host, config, staged, places })
     }
 
     /// Where the exchange stands at each place, and that what will boot is there and right. Writes nothing.
     ///
     /// # Errors
     ///
-    /// As [`Place::probe`].
-    pub fn probe(&self) -> Result<Probed> {
-        let digest = self.staged.origin.boot_digest.as_deref();
-        let probed = self.places.iter().map(|place| place.probe(&self.staged.id, digest));
-        probed.collect::<Result<_>>().map(Probed).map_err(|error| self.not_finalized(error))
+    /// As [`boot::probe`].
+    pub fn probe(&self) -> Result<Staged> {
+        boot::probe(&self.places, &self.staged.id, self.staged.origin.boot_digest.as_deref())
     }
 
-    /// From the first write until the new deployment is what boots, whatever happens.
+    /// From the first write until the new deployment is what boots, whatever happens. After an error what this run has
+    /// done is taken back, if so configured.
     ///
     /// # Errors
     ///
-    /// Those of writing, and [`crate::stop::Stopped`] before the exchange has begun.
+    /// What could not be written, and [`crate::stop::Stopped`] before the exchange has begun.
     pub fn write(
         &self,
-        Probed(probed): Probed,
+        staged: Staged,
         merge: Option<&Merge<'_>>,
         stop: &Stop,
         progress: &mut Progress,
-    ) -> Result<Vec<Durable>> {
-        pending::remember(&self.host.sysroot, &self.staged.id)?;
-        if let Some(merge) = merge {
-            let (merging, conflicts) = Deployment::MERGE;
-            sys::space::check(&self.staged.state, merge.plan.bytes()).context("looking for room for etc.merging")?;
-            let applied = merge.write(&self.staged.state, merging, conflicts, stop).context("building etc.merging")?;
-            progress.applied(&applied);
-            stop.check()?;
-            progress.step(Step::Place);
-            sys::sync::file_system(self.staged.state.open(".")?).context("syncing the merged /etc")?;
-            self.staged.put_merged()?;
+    ) -> Result<Durable> {
+        let untouched = staged.is_untouched();
+        let mut done = Done::default();
+        let written = self
+            .write_etc(merge, &mut done.placing, (stop, progress))
+            .and_then(|()| {
+                stop.check()?;
+                progress.step(Step::Exchange);
+                staged.sync()
+            })
+            .and_then(|synced| {
+                stop.check()?;
+                let exchanged = synced.exchange().map_err(|failed| done.keep(failed))?;
+                progress.step(Step::Settle);
+                exchanged.settle().map_err(|failed| done.keep(failed))
+            });
+        if written.is_err()
+            && self.config.rollback_on_failure
+            && let Err(why) = done.take_back(untouched, self)
+        {
+            progress.record.notes.push(format!("taking back what was done: {why:#}"));
         }
-        stop.check()?;
+        written
+    }
 
-        progress.step(Step::Exchange);
-        let synced = probed.into_iter().map(Probe::sync).collect::<Result<Vec<_>>>()?;
+    /// Builds the merged /etc and puts it in place, durably.
+    fn write_etc<'b>(
+        &'b self,
+        merge: Option<&Merge<'_>>,
+        placing: &mut Option<Placing<'b>>,
+        (stop, progress): (&Stop, &mut Progress),
+    ) -> Result<()> {
+        pending::remember(self.host, &Marker { depl_id: self.staged.id.clone(), finalization_locked: false })?;
+        let Some(merge) = merge else { return Ok(()) };
+        let placing = placing.insert(self.staged.begin_merge()?);
+        let (merging, conflicts) = Deployment::MERGE;
+        sys::space::check(&self.staged.state, merge.plan.bytes()).context("looking for room for etc.merging")?;
+        let applied = merge.write(&self.staged.state, merging, conflicts, stop).context("building etc.merging")?;
+        progress.record.bytes_copied = applied.bytes_copied;
+        progress.record.notes.extend(applied.said());
         stop.check()?;
-        let exchanged = synced.into_iter().map(Ready::exchange).collect::<Result<Vec<_>>>()?;
-
-        progress.step(Step::Settle);
-        exchanged.into_iter().map(Exchanged::settle).collect()
+        progress.step(Step::Place);
+        sys::sync::file_system(self.staged.state.open(".")?).context("syncing the merged /etc")?;
+        placing.put(self.host.boot_id.as_deref())
     }
 
     /// Removes what is no longer needed, and writes the record.
     ///
     /// # Errors
     ///
-    /// Those of writing; another run, and the next boot, goes on.
-    pub fn clean_up(&self, durable: Vec<Durable>, progress: &mut Progress) -> Result<()> {
+    /// What could not be written or removed; another run, and the next boot, goes on.
+    pub fn clean_up(&self, durable: Durable, progress: &mut Progress) -> Result<()> {
         let sysroot = &self.host.sysroot;
         progress.record.keep_original = self.config.backup_original;
         progress.record.write(sysroot)?;
-        durable.into_iter().try_for_each(Durable::clean_up)?;
-        self.staged.clean_up(Originals::Keep)?;
-        pending::forget(sysroot)?;
+        match self.config.update_boot {
+            true => pending::done(self.host)?,
+            // Whoever changes the entries may want the marker.
+            false => pending::forget(sysroot)?,
+        }
+        durable.clean_up()?;
+        self.staged.remove_rubbish().context("removing what the merge has left")?;
         progress.step(Step::Done);
-        progress.end(Outcome::Finalized).write(sysroot)
+        progress.stamp().write(sysroot)
     }
 
-    /// After `error`: takes back what this run has done, if so configured, and says what boots next.
-    pub fn give_up(&self, error: anyhow::Error, progress: &mut Progress) -> anyhow::Error {
-        if self.config.rollback_on_failure
-            && let Err(why) = self.take_back()
-        {
-            progress.record.notes.push(format!("taking back what was done: {why:#}"));
+    /// What boots next.
+    pub fn next(&self) -> Next {
+        Next::of(&self.places)
+    }
+}
+
+impl Done<'_> {
+    /// A transition has failed: what it knows of going back is kept.
+    fn keep(&mut self, failed: Failed) -> Error {
+        self.undo = Some(failed.undo);
+        failed.error
+    }
+
+    /// The boot entries first: no entry may name the deployment while its /etc is not in place. Where an earlier run had
+    /// exchanged some of them, or another program has in the meantime, the merged /etc stays.
+    fn take_back(self, untouched: bool, update: &Update<'_>) -> Result<()> {
+        self.undo.map_or(Ok(()), Undo::take_back)?;
+        let boots = !update.places.is_empty() && update.next().may_be(&update.staged.id);
+        match self.placing {
+            Some(placing) if untouched && !boots => placing.take_back(),
+            _ => Ok(()),
         }
-        self.not_finalized(error)
-    }
-
-    /// What boots next after `error`, by what the boot entries say.
-    pub fn not_finalized(&self, error: anyhow::Error) -> anyhow::Error {
-        let first = |place: &Place| Ok(place.deployments()?.into_iter().next());
-        let next = match self.places.iter().map(first).collect::<Result<Vec<_>>>() {
-            Ok(first) if first.iter().flatten().all(|id| *id != self.staged.id) => {
-                "the old deployment boots next".into()
-            }
-            Ok(first) if first.iter().flatten().all(|id| *id == self.staged.id) => "but it boots next".to_owned(),
-            Ok(_) => "which deployment boots next depends on the disk that is started".to_owned(),
-            Err(why) => format!("which deployment boots next is not known ({why:#})"),
-        };
-        error.context(format!("{} was not finalized, {next}", self.staged.id.short()))
-    }
-
-    /// The boot entries first: no entry may name the deployment while its /etc is not in place.
-    fn take_back(&self) -> Result<()> {
-        if self.was_merged {
-            // An earlier run had come as far, or farther: what is there is whole.
-            return Ok(());
-        }
-        self.places.iter().try_for_each(|place| swap::take_back(place, &self.staged.id))?;
-        self.staged.take_back()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Loader, bls::Entry, entries::Entries};
+use super::{Loader, bls::Entry, entries::Entries, order};
 use crate::{cmdline, digest::DeploymentId, layout};
 
 /// The name of the generated file. It lies between the entries, so that it is exchanged with them.
@@ -15,15 +15,35 @@ pub const GENERATED: &str = "grub.cfg";
 pub const EFI_UUID: &str = "efiuuid.cfg";
 
 /// The menuentries of all Type #1 entries, somebody else's too, in GRUB's order. An entry that boots nothing is left out.
+/// The keys that GRUB's own reader of entries honours (`blscfg`, "GRUB-specific keys") are honoured: `grub_users`,
+/// `grub_class`, `grub_hotkey`, `grub_arg`. Titles that are equal get what tells them apart.
 pub fn menuentries(entries: &Entries) -> String {
     let mut text = "# Generated from the .conf files beside it.\n".to_owned();
-    for (name, entry) in entries.ordered(Loader::Grub) {
-        let Some(commands) = commands(&entry) else { continue };
-        let title = entry.value("title").unwrap_or(name);
+    let entries = entries.ordered(Loader::Grub);
+    for ((name, entry), title) in entries.iter().zip(order::titles(&entries)) {
+        let Some(commands) = commands(entry) else { continue };
         let id = name.trim_end_matches(".conf");
-        text.push_str(&format!("menuentry {} --id {} {{\n{commands}}}\n", quoted(title), quoted(id)));
+        _ = write!(text, "menuentry {}", quoted(&title));
+        for (key, flag) in [("grub_class", "--class"), ("grub_users", "--users"), ("grub_hotkey", "--hotkey")] {
+            for value in entry.values(key) {
+                _ = write!(text, " {flag} {}", expanded(value));
+            }
+        }
+        for word in entry.values("grub_arg").flat_map(str::split_whitespace) {
+            _ = write!(text, " {}", expanded(word));
+        }
+        _ = write!(text, " --id {} {{\n{commands}}}\n", quoted(id));
     }
     text
+}
+
+/// The files that an entry boots, absolute within their partition. `initrd` holds words; one with a variable in it names
+/// no file that anybody but GRUB knows.
+pub fn files(entry: &Entry) -> Vec<String> {
+    let words = |key| entry.values(key).flat_map(str::split_whitespace);
+    let named = ["efi", "uki"].into_iter().filter_map(|key| entry.value(key));
+    let kernel = entry.value("linux").into_iter().chain(words("initrd"));
+    kernel.chain(named).filter(|path| !path.contains('$')).map(str::to_owned).collect()
 }
 
 fn commands(entry: &Entry) -> Option<String> {
@@ -35,10 +55,10 @@ fn commands(entry: &Entry) -> Option<String> {
     let options = entry.options();
     _ = write!(text, "  linux {}", quoted(entry.value("linux")?));
     for word in cmdline::words(&options) {
-        _ = write!(text, " {}", quoted(&word.replace('"', "")));
+        _ = write!(text, " {}", expanded(&word.replace('"', "")));
     }
     text.push('\n');
-    let initrds: Vec<_> = entry.values("initrd").map(quoted).collect();
+    let initrds: Vec<_> = entry.values("initrd").flat_map(str::split_whitespace).map(expanded).collect();
     if !initrds.is_empty() {
         _ = writeln!(text, "  initrd {}", initrds.join(" "));
     }
@@ -52,6 +72,37 @@ fn quoted(word: &str) -> String {
         true => word.to_owned(),
         false => format!("'{}'", word.replace('\'', r"'\''")),
     }
+}
+
+/// The same, but for variables (`$name`, `${name}`), which GRUB puts the value of in their place.
+fn expanded(word: &str) -> String {
+    let mut text = String::new();
+    let mut rest = word;
+    while let Some((at, length)) = variable(rest) {
+        if at > 0 {
+            text.push_str(&quoted(&rest[..at]));
+        }
+        text.push_str(&rest[at..at + length]);
+        rest = &rest[at + length..];
+    }
+    if !rest.is_empty() || word.is_empty() {
+        text.push_str(&quoted(rest));
+    }
+    text
+}
+
+/// Where the first variable of a text begins, and how long it is.
+fn variable(text: &str) -> Option<(usize, usize)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let name = |text: &str| text.find(|c| !is_name(c)).unwrap_or(text.len());
+    text.match_indices('$').find_map(|(at, _)| {
+        let rest = &text[at + 1..];
+        let length = match rest.strip_prefix('{') {
+            Some(rest) => Some(name(rest)).filter(|end| *end > 0 && rest[*end..].starts_with('}'))? + 2,
+            None => Some(name(rest)).filter(|end| *end > 0 && !rest.starts_with(|c: char| c.is_ascii_digit()))?,
+        };
+        Some((at, length + 1))
+    })
 }
 
 /// GRUB's `user.cfg` for UKIs on the ESP, the first one first: label and deployment. Titles are in the form that bootc's
@@ -114,6 +165,38 @@ mod tests {
             menuentry Old --id bootc_a-1-0 {\n  linux /boot/k composefs=x rw quiet\n  initrd /boot/i /boot/j\n}\n\
             menuentry a.conf --id a {\n  chainloader /EFI/x.efi\n}\n";
         assert_eq!(text, wanted);
+    }
+
+    #[test]
+    fn keys_and_variables_that_grub_honours_reach_the_menu() {
+        let text = menuentries(&entries(&[
+            (
+                "bootc_a-1-1.conf",
+                "title A\nlinux /k\ninitrd /i $tuned_initrd /j\noptions composefs=x a=${b}c $tuned_params $ $1 x'y\n\
+                 grub_arg --unrestricted\ngrub_class kernel\ngrub_hotkey n\n",
+            ),
+            ("bootc_a-1-0.conf", "title B\nlinux /k\ngrub_users root admin\n"),
+        ]));
+        let wanted = "# Generated from the .conf files beside it.\n\
+            menuentry A --class kernel --hotkey n --unrestricted --id bootc_a-1-1 {\n\
+            \x20 linux /k composefs=x a=${b}c $tuned_params '$' '$1' 'x'\\''y'\n  initrd /i $tuned_initrd /j\n}\n\
+            menuentry B --users 'root admin' --id bootc_a-1-0 {\n  linux /k\n}\n";
+        assert_eq!(text, wanted);
+        let entry: Entry = "linux /k\ninitrd /i $tuned_initrd\ninitrd /j\n".parse().unwrap();
+        assert_eq!(files(&entry), ["/k", "/i", "/j"]);
+    }
+
+    #[test]
+    fn entries_with_one_title_are_told_apart() {
+        let text = menuentries(&entries(&[
+            ("a-3.conf", "title Same\nversion 2\nlinux /k\n"),
+            ("a-2.conf", "title Same\nversion 1\nlinux /k\n"),
+            ("a-1.conf", "title Same\nversion 1\nlinux /k\n"),
+            ("a-0.conf", "title Other\nversion 1\nlinux /k\n"),
+        ]));
+        let titles: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("menuentry ")).collect();
+        let wanted = ["'Same (2)'", "'Same (1) (a-2)'", "'Same (1) (a-1)'", "Other"];
+        assert!(titles.iter().zip(wanted).all(|(title, wanted)| title.starts_with(wanted)), "{titles:?}");
     }
 
     #[test]

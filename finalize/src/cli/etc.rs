@@ -143,7 +143,8 @@ fn write_merged(merge: &Merge<'_>, output: &Path, conflicts: Option<PathBuf>, st
         _ = parent.remove_dir_all(&name);
         _ = aside.remove_dir_all(&aside_name);
     }
-    written.map(drop)
+    written?.said().iter().for_each(|line| tracing::warn!("{line}"));
+    Ok(())
 }
 
 /// The directory that holds `path`, and its name there.

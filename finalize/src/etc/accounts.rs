@@ -2,11 +2,26 @@
 //!
 //! `passwd`, `group`, `shadow`, `gshadow`, `subuid`, `subgid` (passwd(5), group(5), shadow(5), gshadow(5), subuid(5),
 //! subgid(5)). The key is the name. Within a record each field is merged three ways, the local one wins; member lists
-//! merge as sets. A file is only merged so where both sides changed it; the table decides all others.
+//! merge as sets. Lines that are no records (comments, lines of directory services, lines with a field missing) stay where
+//! they are. A file is only merged so where both sides changed it; the table decides all others.
 //!
-//! Pure: bytes in, bytes out. A file that does not parse is left to the table.
+//! Pure: bytes in, bytes out. Only a file that is no text is left to the table.
+
+mod numbers;
+mod references;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use self::{
+    numbers::Trouble,
+    table::{Field, Line, Record, Records},
+};
+pub use self::{
+    numbers::{Moved, moved},
+    table::Table,
+};
+use super::tree::RelPath;
 
 /// An account file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,65 +77,6 @@ impl File {
     }
 }
 
-/// A record: the fields of its line. subuid(5) and subgid(5) allow several lines of one name.
-type Record = Vec<Vec<Vec<u8>>>;
-
-/// A file's records, by name, and the order of the names.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table {
-    records: BTreeMap<Vec<u8>, Record>,
-    order: Vec<Vec<u8>>,
-}
-
-impl Table {
-    /// The records of `bytes`; nothing when a line has another number of fields, no name, or a name that was there
-    /// before (where that is not allowed).
-    pub fn parse(file: File, bytes: &[u8]) -> Option<Self> {
-        let several = matches!(file, File::Subuid | File::Subgid);
-        let mut table = Self::default();
-        for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-            let fields: Vec<Vec<u8>> = line.split(|b| *b == b':').map(<[u8]>::to_vec).collect();
-            let name = fields[0].clone();
-            if fields.len() != file.shape().0 || name.is_empty() {
-                return None;
-            }
-            let record = table.records.entry(name.clone()).or_default();
-            match record.is_empty() {
-                true => table.order.push(name),
-                false if several => {}
-                false => return None,
-            }
-            record.push(fields);
-        }
-        Some(table)
-    }
-
-    /// The file's bytes, a line a record, in order.
-    pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![];
-        for line in self.order.iter().filter_map(|name| self.records.get(name)).flatten() {
-            bytes.extend(line.join(&b':'));
-            bytes.push(b'\n');
-        }
-        bytes
-    }
-
-    fn insert(&mut self, name: &[u8], record: Record) {
-        if self.records.insert(name.to_vec(), record).is_none() {
-            self.order.push(name.to_vec());
-        }
-    }
-
-    fn remove(&mut self, name: &[u8]) {
-        self.records.remove(name);
-        self.order.retain(|other| other != name);
-    }
-
-    fn number(&self, name: &[u8], field: usize) -> Option<&[u8]> {
-        self.records.get(name)?.first()?.get(field).map(Vec::as_slice)
-    }
-}
-
 /// The three sides of a file.
 #[derive(Debug, Clone, Default)]
 pub struct Sides {
@@ -139,38 +95,85 @@ pub struct Merged {
     pub tables: BTreeMap<File, Table>,
     /// One line each.
     pub notes: Vec<String>,
+    /// Names whose number is another one in the merged files.
+    pub moved: Vec<Moved>,
 }
 
-/// User and group numbers that local nodes of /etc have.
+/// User and group numbers that local nodes of /etc have, each with one of these nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Owners {
     /// Users.
-    pub uids: BTreeSet<u32>,
+    pub uids: BTreeMap<u32, RelPath>,
     /// Groups.
-    pub gids: BTreeSet<u32>,
+    pub gids: BTreeMap<u32, RelPath>,
 }
 
 /// Merges the files that both sides changed. `files` holds all that parse; `decided` says what the merged tree has for
 /// those that the table decides, which change only where a record is still needed.
 pub fn merge(files: &BTreeMap<File, Sides>, decided: &BTreeMap<File, Table>, owners: &Owners) -> Merged {
-    let mut merged = Merged::default();
+    let mut notes = vec![];
+    let mut records: BTreeMap<File, Records> =
+        decided.iter().map(|(file, table)| (*file, table.records.clone())).collect();
     for (file, sides) in files.iter().filter(|(file, _)| !decided.contains_key(*file)) {
-        let table = merge_file(*file, sides, &mut merged.notes);
-        merged.tables.insert(*file, table);
+        records.insert(*file, merge_file(*file, sides, &mut notes));
     }
-    keep_what_is_referred_to(files, decided, owners, &mut merged);
-    for file in [File::Passwd, File::Group] {
-        report_collisions(file, &mut merged);
-        keep_consistent(file, files, decided, &mut merged);
-    }
-    merged
+    let mut work = Work { files, records, notes };
+    work.keep_what_is_referred_to(owners);
+    work.keep_consistent();
+    work.drop_members_that_are_gone();
+    let before = files.iter().map(|(file, sides)| (*file, &sides.current.records)).collect();
+    let known = Trouble::find(&before);
+    let after = Trouble::find(&work.records.iter().map(|(file, records)| (*file, records)).collect());
+    work.notes.extend(after.difference(&known).map(ToString::to_string));
+    let tables = work.tables(decided);
+    let result = |file: &File| tables.get(file).or_else(|| decided.get(file)).cloned();
+    let moved = moved(files, &files.keys().filter_map(|file| Some((*file, result(file)?))).collect());
+    Merged { tables, notes: work.notes, moved }
 }
 
-/// Every name of the three sides, the image's order first.
-fn merge_file(file: File, sides: &Sides, notes: &mut Vec<String>) -> Table {
-    let mut table = Table::default();
-    let local = sides.current.order.iter().filter(|name| !sides.new.records.contains_key(*name));
-    for name in sides.new.order.iter().chain(local) {
+/// The merged records of all files, while they are put together.
+struct Work<'a> {
+    files: &'a BTreeMap<File, Sides>,
+    records: BTreeMap<File, Records>,
+    notes: Vec<String>,
+}
+
+impl Work<'_> {
+    /// The files that are neither side's as a whole.
+    fn tables(&self, decided: &BTreeMap<File, Table>) -> BTreeMap<File, Table> {
+        let mut tables = BTreeMap::new();
+        for (file, sides) in self.files {
+            let Some(records) = self.records.get(file) else { continue };
+            let table = match decided.get(file) {
+                Some(table) if table.records == *records => continue,
+                // As the image has it, with records of the local file; or the other way round.
+                Some(table) => {
+                    let added = if *table == sides.new { &sides.current } else { &sides.new };
+                    table.with(records.clone(), &Table { lines: records_of(added), ..Table::default() }, |_| false)
+                }
+                None => {
+                    let [pristine, new] = [&sides.pristine, &sides.new].map(Table::others);
+                    let current = sides.current.others();
+                    let drops =
+                        |line: &Line| pristine.contains(line) && !(new.contains(line) && current.contains(line));
+                    sides.current.with(records.clone(), &sides.new, drops)
+                }
+            };
+            tables.insert(*file, table);
+        }
+        tables
+    }
+}
+
+fn records_of(table: &Table) -> Vec<Line> {
+    table.names().cloned().map(Line::Record).collect()
+}
+
+/// Every name of the three sides.
+fn merge_file(file: File, sides: &Sides, notes: &mut Vec<String>) -> Records {
+    let mut records = Records::new();
+    let names: BTreeSet<&Field> = sides.current.records.keys().chain(sides.new.records.keys()).collect();
+    for name in names {
         let [p, c, n] = [&sides.pristine, &sides.current, &sides.new].map(|side| side.records.get(name));
         let record = match (p, c, n) {
             _ if p == c => n.cloned(),
@@ -181,11 +184,9 @@ fn merge_file(file: File, sides: &Sides, notes: &mut Vec<String>) -> Table {
                 c.cloned()
             }
         };
-        if let Some(record) = record {
-            table.insert(name, record);
-        }
+        records.extend(record.map(|record| (name.clone(), record)));
     }
-    table
+    records
 }
 
 fn merge_record(file: File, [p, c, n]: [&Record; 3], notes: &mut Vec<String>) -> Record {
@@ -222,100 +223,23 @@ fn merge_list(p: &[u8], c: &[u8], n: &[u8]) -> Vec<u8> {
     all.filter(|name| !removed(name)).cloned().collect::<Vec<_>>().join(&b',')
 }
 
-/// Users and groups that the image dropped stay while something local refers to them.
-fn keep_what_is_referred_to(
-    files: &BTreeMap<File, Sides>,
-    decided: &BTreeMap<File, Table>,
-    owners: &Owners,
-    merged: &mut Merged,
-) {
-    let of = |merged: &Merged, file| merged.tables.get(&file).or_else(|| decided.get(&file)).cloned();
-    let primary_groups: BTreeSet<&[u8]> = local_lines(files, File::Passwd).map(|line| &line[3][..]).collect();
-    let members: BTreeSet<&[u8]> = local_lines(files, File::Group).flat_map(|line| names_in(&line[3])).collect();
-    let all_members: BTreeSet<Vec<u8>> = of(merged, File::Group).iter().flat_map(member_names).collect();
-    for (file, owned) in [(File::Passwd, &owners.uids), (File::Group, &owners.gids)] {
-        let (Some(sides), Some(mut table)) = (files.get(&file), of(merged, file)) else { continue };
-        let before = table.order.len();
-        for name in &sides.current.order {
-            if table.records.contains_key(name) || sides.new.records.contains_key(name) {
-                continue;
-            }
-            let number = sides.current.number(name, 2).unwrap_or_default();
-            let is_owner = text(number).parse().is_ok_and(|number| owned.contains(&number));
-            let is_named = match file {
-                File::Passwd => members.contains(&name[..]) && all_members.contains(name),
-                _ => primary_groups.contains(number),
-            };
-            if is_owner || is_named {
-                let note = format!("{}: the image dropped {}, which is still referred to", file.name(), text(name));
-                merged.notes.push(note);
-                table.insert(name, sides.current.records[name].clone());
-            }
-        }
-        if table.order.len() > before {
-            merged.tables.insert(file, table);
-        }
-    }
-}
-
-/// Lines that were added or changed here.
-fn local_lines(files: &BTreeMap<File, Sides>, file: File) -> impl Iterator<Item = &Vec<Vec<u8>>> {
-    files.get(&file).into_iter().flat_map(|sides| {
-        let changed = |name: &Vec<u8>, record: &Record| sides.pristine.records.get(name) != Some(record);
-        sides.current.records.iter().filter(move |(name, record)| changed(name, record)).flat_map(|(_, record)| record)
-    })
-}
-
-fn member_names(table: &Table) -> impl Iterator<Item = Vec<u8>> {
-    let lists = table.records.values().flatten().filter_map(|line| line.get(3));
-    lists.flat_map(|list| names_in(list)).map(<[u8]>::to_vec)
-}
-
 fn names_in(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|b| *b == b',').filter(|name| !name.is_empty())
 }
 
-/// Two names of one number: both stay, for files of either belong to that number.
-fn report_collisions(file: File, merged: &mut Merged) {
-    let Some(table) = merged.tables.get(&file) else { return };
-    let mut seen: BTreeMap<&[u8], &[u8]> = BTreeMap::new();
-    let mut notes = vec![];
-    for name in &table.order {
-        let Some(number) = table.number(name, 2) else { continue };
-        if let Some(other) = seen.insert(number, name) {
-            notes.push(format!("{}: {} and {} have the number {}", file.name(), text(other), text(name), text(number)));
-        }
-    }
-    merged.notes.extend(notes);
-}
-
-/// No name in one file of a pair that the merge left out of the other.
-fn keep_consistent(file: File, files: &BTreeMap<File, Sides>, decided: &BTreeMap<File, Table>, merged: &mut Merged) {
-    let Some(shadow) = file.shadow() else { return };
-    let of = |merged: &Merged, file| merged.tables.get(&file).or_else(|| decided.get(&file)).cloned();
-    let (Some(names), Some(mut passwords)) = (of(merged, file), of(merged, shadow)) else { return };
-    let before = passwords.clone();
-    let known = |name: &Vec<u8>| {
-        let sides = files.get(&file);
-        sides.is_some_and(|s| [&s.pristine, &s.current, &s.new].iter().any(|side| side.records.contains_key(name)))
-    };
-    for name in before.order.iter().filter(|name| !names.records.contains_key(*name) && known(name)) {
-        passwords.remove(name);
-    }
-    for name in names.order.iter().filter(|name| !before.records.contains_key(*name)) {
-        let sides = files.get(&shadow);
-        let found = sides.and_then(|s| s.current.records.get(name).or_else(|| s.new.records.get(name)));
-        if let Some(record) = found {
-            passwords.insert(name, record.clone());
-        }
-    }
-    if passwords != before {
-        merged.tables.insert(shadow, passwords);
-    }
-}
-
+/// A name for messages: one line, whatever it holds.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    RelPath::from_bytes(bytes.to_vec()).to_string()
+}
+
+/// A user's or a group's number, in the third field.
+fn number(record: &Record) -> Option<u32> {
+    field(record, 2)
+}
+
+/// A field that is a number.
+fn field(record: &Record, at: usize) -> Option<u32> {
+    std::str::from_utf8(record.first()?.get(at)?).ok()?.parse().ok()
 }
 
 #[cfg(test)]

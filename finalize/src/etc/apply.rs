@@ -3,6 +3,7 @@
 //! Directories first, top down; then what is in them, a thread a directory; their owners, modes and times last, bottom
 //! up. No two threads write in one directory, which the kernel would not let them do at once anyway.
 
+mod flags;
 mod writer;
 
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
@@ -13,11 +14,14 @@ use self::writer::{Writer, finish};
 use super::{
     merge::Take,
     names::Names,
-    plan::{Plan, Step},
+    plan::{Plan, Step, Trees},
     scan::Walker,
     tree::{Kind, Node, RelPath, Tree},
 };
-use crate::{stop::Stop, sys};
+use crate::{
+    stop::Stop,
+    sys::{self, flags::Flags},
+};
 
 type Failed = (RelPath, io::Error);
 
@@ -26,8 +30,12 @@ type Failed = (RelPath, io::Error);
 pub struct Applied {
     /// Bytes of local files.
     pub bytes_copied: u64,
-    /// Files that kept changing while they were copied, or that vanished.
+    /// Files that kept changing while they were copied, that vanished, or that became something else.
     pub moved: Vec<RelPath>,
+    /// The flags of local nodes, which their copies have too.
+    pub flags: Vec<(RelPath, Flags)>,
+    /// What else a person should know, one line each.
+    pub notes: Vec<String>,
 }
 
 impl Applied {
@@ -35,7 +43,15 @@ impl Applied {
     pub fn and(mut self, more: Self) -> Self {
         self.bytes_copied += more.bytes_copied;
         self.moved.extend(more.moved);
+        self.flags.extend(more.flags);
+        self.notes.extend(more.notes);
         self
+    }
+
+    /// What a person should know, one line each.
+    pub fn said(&self) -> Vec<String> {
+        let moved = self.moved.iter().map(|path| format!("/etc/{path} changed while it was copied"));
+        moved.chain(self.notes.iter().cloned()).collect()
     }
 }
 
@@ -50,6 +66,18 @@ pub struct Roots<'a> {
     pub output: BorrowedFd<'a>,
     /// Asked before each directory, and before each copy of a local node.
     pub stop: &'a Stop,
+    /// What becomes of the new tree's files.
+    pub links: Links,
+}
+
+/// What the merged tree has of the new tree's files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Links {
+    /// The same inodes: nothing is copied.
+    #[default]
+    Share,
+    /// Copies (shared blocks where the file system can): whoever changes one later does not change the other.
+    Copy,
 }
 
 impl Roots<'_> {
@@ -63,7 +91,7 @@ impl Roots<'_> {
 #[derive(Default)]
 struct Work<'a> {
     /// Directories, by depth.
-    levels: Vec<Vec<(&'a RelPath, &'a Node)>>,
+    levels: Vec<Vec<(&'a RelPath, Node)>>,
     /// Everything else, by directory.
     leaves: BTreeMap<RelPath, Leaves<'a>>,
     /// Local names of inodes that have several: one becomes a link to the other.
@@ -77,7 +105,7 @@ struct Leaves<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn of(plan: &'a Plan) -> Self {
+    fn of(plan: &'a Plan, new: &'a Tree) -> Self {
         let mut work = Self::default();
         for (path, step) in &plan.steps {
             match &step.node {
@@ -85,7 +113,7 @@ impl<'a> Work<'a> {
                 Some(node) if node.is_dir() => {
                     let depth = path.components().count() - 1;
                     work.levels.resize_with(work.levels.len().max(depth + 1), Vec::new);
-                    work.levels[depth].push((path, node));
+                    work.levels[depth].push((path, labelled(node, new.nodes.get(path))));
                 }
                 Some(Node { kind: Kind::File { shared: true, .. }, .. }) if step.take == Take::Current => {
                     work.shared.push((path, step));
@@ -100,14 +128,21 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Writes the merged tree into `roots.output`.
+/// The node with the label that the new tree has there, if it has one.
+fn labelled(node: &Node, new: Option<&Node>) -> Node {
+    let label = new.and_then(|new| new.label.clone()).or_else(|| node.label.clone());
+    Node { label, ..node.clone() }
+}
+
+/// Writes the merged tree into `roots.output`, which nobody but its owner can enter before all is in it.
 ///
 /// # Errors
 ///
 /// The path and the error of the first node that could not be written, or before which it was time to stop; then
 /// `output` is to be removed.
-pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, Failed> {
-    let work = Work::of(plan);
+pub fn apply(plan: &Plan, trees: &Trees, roots: Roots<'_>) -> Result<Applied, Failed> {
+    let (current, new) = (&trees.current, &trees.new);
+    let work = Work::of(plan, new);
     let step = |writer: &mut Writer<'_>, path: &RelPath, step: &Step| {
         writer.step(path, step, new.nodes.get(path)).map_err(|error| (path.clone(), error))
     };
@@ -124,24 +159,31 @@ pub fn apply(plan: &Plan, new: &Tree, roots: Roots<'_>) -> Result<Applied, Faile
     let done = done.try_reduce(Applied::default, |one, other| Ok(one.and(other)))?;
     let mut writer = Writer::new(roots);
     work.shared.iter().try_for_each(|(path, what)| step(&mut writer, path, what))?;
+    put_beside(plan, current, &mut writer)?;
     for level in work.levels.iter().rev() {
         each_dir(level, roots, finish)?;
     }
     if let Some(root) = &plan.root {
-        finish(roots.output, b".", root).map_err(|error| (RelPath::default(), error))?;
+        let root = labelled(root, new.root.as_ref());
+        finish(roots.output, b".", &root).map_err(|error| (RelPath::default(), error))?;
     }
     let mut done = done.and(writer.done);
     done.moved.sort();
+    let dirs = work.levels.iter().flatten().map(|(path, _)| *path);
+    let dirs = dirs.filter(|path| current.nodes.get(path).is_some_and(Node::is_dir));
+    let merged = plan.steps.iter().filter(|(_, step)| step.content.is_some()).map(|(path, _)| path);
+    flags::find(dirs.chain(merged), roots, &mut done)?;
+    flags::set(roots, &mut done)?;
     Ok(done)
 }
 
 /// Calls `what` with each directory's parent in the merged tree, its name and its node.
 fn each_dir(
-    dirs: &[(&RelPath, &Node)],
+    dirs: &[(&RelPath, Node)],
     roots: Roots<'_>,
     what: impl Fn(BorrowedFd<'_>, &[u8], &Node) -> io::Result<()> + Sync,
 ) -> Result<(), Failed> {
-    let one = |walker: &mut Walker<'_>, (path, node): &(&RelPath, &Node)| {
+    let one = |walker: &mut Walker<'_>, (path, node): &(&RelPath, Node)| {
         let done = roots.check().and_then(|()| walker.parent_of(path));
         let done = done.and_then(|parent| what(parent, path.name(), node));
         done.map_err(|error| ((*path).clone(), error))
@@ -149,17 +191,15 @@ fn each_dir(
     dirs.par_iter().map_init(|| Walker::new(roots.output), one).collect()
 }
 
-/// Copies the local nodes that are kept beside the image's into the merged tree.
-///
-/// # Errors
-///
-/// As [`apply`].
-pub fn put_beside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, Failed> {
-    let mut writer = Writer::new(roots);
+/// Copies the local nodes that are kept beside the image's into the merged tree. The directories above them are not yet
+/// what they will be: nobody else can enter them, and they hand nothing down.
+fn put_beside(plan: &Plan, current: &Tree, writer: &mut Writer<'_>) -> Result<(), Failed> {
     for (from, to) in &plan.beside {
         let renamed =
             |path: &RelPath| RelPath::from_bytes([to.as_bytes(), &path.as_bytes()[from.as_bytes().len()..]].concat());
-        let nodes = local_nodes(plan, current, |path| path == from || path.is_below(from));
+        let below = current.nodes.range::<RelPath, _>(from..);
+        let below = below.take_while(|(path, _)| *path == from || path.is_below(from));
+        let nodes = carried(plan, below);
         for (path, node) in &nodes {
             writer.copy_current(path, &renamed(path), node).map_err(|error| ((*path).clone(), error))?;
         }
@@ -167,7 +207,7 @@ pub fn put_beside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Appli
             writer.finish_dir(&renamed(path), node).map_err(|error| ((*path).clone(), error))?;
         }
     }
-    Ok(writer.done)
+    Ok(())
 }
 
 /// Copies the local nodes that have no place in the merged tree into `roots.output`, with all below and the
@@ -179,7 +219,7 @@ pub fn put_beside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Appli
 pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, Failed> {
     let mut writer = Writer::new(roots);
     let wanted = |path: &RelPath| plan.aside.iter().any(|top| path == top || path.is_below(top) || top.is_below(path));
-    let nodes = local_nodes(plan, current, wanted);
+    let nodes = carried(plan, current.nodes.iter().filter(|(path, _)| wanted(path)));
     for (path, node) in &nodes {
         writer.take_current(path, node).map_err(|error| ((*path).clone(), error))?;
     }
@@ -189,8 +229,8 @@ pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applie
     Ok(writer.done)
 }
 
-/// Local nodes that are wanted, without those that are never carried and what is below these.
-fn local_nodes<'a>(plan: &Plan, current: &'a Tree, wanted: impl Fn(&RelPath) -> bool) -> Vec<(&'a RelPath, &'a Node)> {
+/// Local nodes without those that are never carried and what is below these.
+fn carried<'a>(plan: &Plan, nodes: impl Iterator<Item = (&'a RelPath, &'a Node)>) -> Vec<(&'a RelPath, &'a Node)> {
     let skipped = |path: &RelPath| plan.skipped.iter().any(|top| path == top || path.is_below(top));
-    current.nodes.iter().filter(|(path, _)| wanted(path) && !skipped(path)).collect()
+    nodes.filter(|(path, _)| !skipped(path)).collect()
 }

@@ -4,8 +4,13 @@
 //! else is equal, and of the new tree only where the live one was changed.
 
 mod choose;
+mod flagged;
+mod generated;
 mod print;
 mod records;
+mod ruled;
+mod space;
+pub mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +22,7 @@ use serde::Serialize;
 use super::{
     merge::{Reason, Shape, Sides, Take, resolve},
     names::Names,
-    policy::{Accounts, Policy},
+    policy::Policy,
     tree::{Kind, Node, RelPath, Tree},
 };
 
@@ -62,6 +67,8 @@ pub struct Trees {
     pub new: Tree,
     /// What is in none of the three, because it needs no decision.
     pub quiet: Quiet,
+    /// Local files that may not be changed (`chattr`), where the booted image has a file too.
+    pub flagged: BTreeSet<RelPath>,
 }
 
 /// Leaves that nobody changed locally, in directories that the live and the new tree have: they follow the image.
@@ -99,6 +106,8 @@ pub struct Plan {
     pub aside: BTreeSet<RelPath>,
     /// Local nodes that are kept beside the image's, by the path that each gets.
     pub beside: BTreeMap<RelPath, RelPath>,
+    /// Bytes of the local nodes that are kept elsewhere than in their place.
+    elsewhere: u64,
     /// Local nodes that won a type conflict: everything below them is local.
     kept: BTreeSet<RelPath>,
     /// Conflicts that are set to `fail`: the merge must not be carried out.
@@ -131,6 +140,7 @@ pub struct Counts {
 ///
 /// The path and the error of a file that could not be read.
 pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Result<Plan, (RelPath, io::Error)> {
+    let bytes = &mut ruled::Ruled { bytes, policy };
     let quiet = std::mem::take(&mut trees.quiet);
     let mut paths: BTreeSet<&RelPath> = BTreeSet::new();
     for tree in [&trees.pristine, &trees.current, &trees.new] {
@@ -145,6 +155,7 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     for path in paths {
         let mut step = decide(&plan, trees, &changes, path);
         plan.choose(policy, path, &mut step, trees);
+        plan.follow_if_generated(policy, path, &mut step, trees);
         if step.node.is_some() {
             plan.keep_parents(trees, path, step.take);
         }
@@ -152,9 +163,10 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     }
     plan.skipped.sort();
     plan.skipped.dedup();
-    if policy.accounts == Accounts::Merge {
-        records::decide(&mut plan, bytes, policy)?;
-    }
+    flagged::keep(&mut plan, trees, bytes)?;
+    store::decide(&mut plan, trees, bytes, policy)?;
+    records::decide(&mut plan, trees, bytes, policy)?;
+    plan.elsewhere = space::elsewhere(&plan, &trees.current);
     Ok(plan)
 }
 
@@ -314,7 +326,7 @@ impl Plan {
         files.map(|(path, _)| path).filter(move |path| in_place(path) || elsewhere(path))
     }
 
-    /// How many bytes have to be written: local files, merged ones, and a block a directory.
+    /// How many bytes have to be written: local files, in place or elsewhere, merged ones, and a block a directory.
     pub fn bytes(&self) -> u64 {
         let size = |step: &Step| match (step.take, step.node.as_ref().map(|node| &node.kind), &step.content) {
             (_, _, Some(content)) => content.len() as u64,
@@ -322,7 +334,7 @@ impl Plan {
             (Take::Current, Some(Kind::File { size, .. }), _) => *size,
             _ => 0,
         };
-        self.steps.values().map(size).sum()
+        self.elsewhere + self.steps.values().map(size).sum::<u64>()
     }
 
     /// How many paths each reason decided.

@@ -65,11 +65,13 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// Paths that are never carried, beside lock files and `.updated`.
     pub ignore: Vec<GlobMatcher>,
+    /// Whether local files change their owner where the owner's number is another one in the image.
+    pub follow_ids: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { accounts: Accounts::Merge, type_clash: Keep::Image, rules: vec![], ignore: vec![] }
+        Self { accounts: Accounts::Merge, type_clash: Keep::Image, rules: vec![], ignore: vec![], follow_ids: false }
     }
 }
 

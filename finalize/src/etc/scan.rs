@@ -71,7 +71,8 @@ const LABEL: &[u8] = b"security.selinux";
 
 /// Whether an extended attribute is part of what a node is.
 pub fn counts(name: &[u8]) -> bool {
-    let never = name == LABEL || name == b"security.ima";
+    // The last two are signatures; one of them is of the inode's number too, and so holds for no copy.
+    let never = matches!(name, LABEL | b"security.ima" | b"security.evm");
     !never && !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.")
 }
 

@@ -102,7 +102,7 @@ pub enum Kind {
     Link(Vec<u8>),
 }
 
-/// Extended attributes that belong to a node: all but labels and what overlayfs leaves.
+/// Extended attributes that belong to a node: all but labels, signatures and what overlayfs leaves.
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A file, a directory or a symlink. Times are carried, but are never part of a comparison.

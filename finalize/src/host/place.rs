@@ -11,7 +11,7 @@ use cap_std::fs::Dir;
 
 use super::{Access, Host, devices, dir, open, writable};
 use crate::{
-    boot::{Loader, Place, swap::Method},
+    boot::{BootDir, EntriesPlace, Loader, Place, swap::Method},
     layout::{EFI_LINUX_BOOTC, ENTRIES, ENTRIES_STAGED, GRUB, LOADER, USER_CFG},
     staged::BootType,
     sys,
@@ -54,25 +54,25 @@ pub fn loader(host: &Host) -> Result<Loader> {
 pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
     match (loader(host)?, boot_type) {
         (loader @ (Loader::SystemdBoot | Loader::GrubCc), _) => {
-            let place = |root| Place { root, boot: "", loader, method: Method::OneByOne, menu: None };
+            let place = |root| EntriesPlace { root, boot: BootDir::Root, loader, method: Method::OneByOne };
             let boot = boot_of_systemd_boot(host)?;
             let has_boot = boot.is_some();
             let esps = taking_part(esps(host)?).into_iter();
             let esps = esps.filter(|esp| !has_boot || esp.is_dir(format!("{LOADER}/{ENTRIES_STAGED}")));
-            Ok(esps.chain(boot).map(place).collect())
+            Ok(esps.chain(boot).map(place).map(Place::Entries).collect())
         }
         (Loader::Grub, BootType::Bls) => {
             let (boot, root) = boot_dir(host)?;
-            let root = if boot.is_empty() { root } else { host.sysroot.try_clone()? };
+            let root = if boot == BootDir::Root { root } else { host.sysroot.try_clone()? };
             let method = if is_fat(&root)? { Method::OneByOne } else { Method::Exchange };
-            Ok(vec![Place { root, boot, loader: Loader::Grub, method, menu: None }])
+            Ok(vec![Place::Entries(EntriesPlace { root, boot, loader: Loader::Grub, method })])
         }
         (Loader::Grub, BootType::Uki) => {
             // One menu, and the ESP that booted: the UKIs of others are copies of it.
-            let root = those_with(esps(host)?, EFI_LINUX_BOOTC).pop().context("there is no ESP for the UKIs")?;
+            let esp = those_with(esps(host)?, EFI_LINUX_BOOTC).pop().context("there is no ESP for the UKIs")?;
             let (_, boot) = boot_dir(host)?;
-            let menu = boot.open_dir(GRUB).with_context(|| format!("opening {GRUB} in the boot directory"))?;
-            Ok(vec![Place { root, boot: "", loader: Loader::Grub, method: Method::Exchange, menu: Some(menu) }])
+            let grub = boot.open_dir(GRUB).with_context(|| format!("opening {GRUB} in the boot directory"))?;
+            Ok(vec![Place::Menu { esp, grub }])
         }
     }
 }
@@ -90,9 +90,9 @@ fn boot_of_systemd_boot(host: &Host) -> Result<Option<Dir>> {
 }
 
 /// The directory that holds GRUB's files, and where it is within its file system.
-fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
+fn boot_dir(host: &Host) -> Result<(BootDir, Dir)> {
     if let Some(path) = &host.ambient.boot {
-        return Ok(("", opened(host, path)?));
+        return Ok((BootDir::Root, opened(host, path)?));
     }
     let has_entries = |dir: &Dir| {
         let entries = [ENTRIES_STAGED, ENTRIES].iter().any(|name| dir.is_dir(format!("{LOADER}/{name}")));
@@ -101,17 +101,17 @@ fn boot_dir(host: &Host) -> Result<(&'static str, Dir)> {
     let own = host.sysroot.open_dir("boot").context("opening boot of the physical root")?;
     if !has_entries(&own) {
         if let Some(partition) = boot_partition(host, &has_entries)? {
-            return Ok(("", partition));
+            return Ok((BootDir::Root, partition));
         }
         let mounted = Path::new("/boot");
         if host.ambient.sysroot == Path::new("/sysroot")
             && let Ok(partition) = opened(host, mounted)
             && has_entries(&partition)
         {
-            return Ok(("", partition));
+            return Ok((BootDir::Root, partition));
         }
     }
-    Ok(("boot", own))
+    Ok((BootDir::Boot, own))
 }
 
 /// The boot partition with entries, by its type (the Discoverable Partitions Specification, XBOOTLDR), mounted privately.

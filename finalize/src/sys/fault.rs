@@ -6,9 +6,12 @@
 //! SIGSTOP; `enospc` and `eio` make that call, and every one after it, fail; `enospc-once`, `eio-once`, `ebusy-once` and
 //! `eagain-once` only that one.
 //!
+//! With `COMPOSEFS_FINALIZE_ANNOUNCE` set, each announcement is a readlink(2) of `/changing/<name>`, which strace(1) shows: a
+//! test compares the calls that change something with those that were announced.
+//!
 //! `COMPOSEFS_FINALIZE_NO_SYNC=<step>,<step>` is sabotage: nothing is synced during these steps of a finalization
-//! ([`crate::record::Step`]); with `checkpoint` all is synced, but no journal is written back. A proof that power cuts do
-//! no harm must fail then, or it proves nothing.
+//! ([`crate::record::Step`]); with `checkpoint` all is synced, but no journal is written back; with `rename` a tree is
+//! removed under the name that means something. A proof that power cuts do no harm must fail then, or it proves nothing.
 
 /// Announces the changing system call `name`.
 ///
@@ -91,7 +94,10 @@ mod armed {
     }
 
     /// Announces the changing system call `name`.
-    pub fn changing(_name: &'static str) -> io::Result<()> {
+    pub fn changing(name: &'static str) -> io::Result<()> {
+        if std::env::var_os("COMPOSEFS_FINALIZE_ANNOUNCE").is_some() {
+            announce(name);
+        }
         let n = CALLS.fetch_add(1, Ordering::SeqCst) + 1;
         match plan() {
             Some((How::Exit, at)) if n == at => std::process::exit(77),
@@ -100,6 +106,12 @@ mod armed {
             Some((How::Errors(errno), at)) if n >= at => Err(errno.into()),
             _ => Ok(()),
         }
+    }
+
+    /// A system call that does nothing but show, between the others that strace(1) lists, that `name` was announced.
+    fn announce(name: &str) {
+        let word = format!("/changing/{name}");
+        _ = rustix::fs::readlink(word, Vec::new());
     }
 
     /// A step of the finalization begins.

@@ -5,9 +5,10 @@ use std::{
     os::fd::AsFd,
 };
 
-use cap_std::fs::{Dir, OpenOptions};
+use cap_std::fs::{Dir, File, MetadataExt, OpenOptions, OpenOptionsExt};
+use rustix::fs::{Gid, Mode, Uid};
 
-use super::{fault, rename, sync};
+use super::{fault, remove, rename, sync};
 
 /// No boot entry, marker or record is larger: what is, is not read.
 const LIMIT: u64 = 1 << 20;
@@ -18,16 +19,26 @@ const LIMIT: u64 = 1 << 20;
 ///
 /// Those of openat2(2) and read(2); `InvalidData` when the file is larger than 1 MiB or is not UTF-8.
 pub fn read(dir: &Dir, path: &str) -> io::Result<Option<String>> {
+    let Some(bytes) = read_bytes(dir, path, LIMIT)? else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
+}
+
+/// The bytes of the file `path`, or nothing where there is none. Symlinks are followed within `dir` only.
+///
+/// # Errors
+///
+/// Those of openat2(2) and read(2); `InvalidData` when the file has more than `limit` bytes.
+pub fn read_bytes(dir: &Dir, path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let file = match dir.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     let mut bytes = Vec::new();
-    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > limit {
+        true => Err(io::Error::new(io::ErrorKind::InvalidData, format!("larger than {} MiB", limit >> 20))),
+        false => Ok(Some(bytes)),
     }
-    String::from_utf8(bytes).map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 
 /// Writes `name` in `dir` as a whole: beside it first, durably, then by rename. Readers see the old or the new content.
@@ -39,10 +50,42 @@ pub fn write_atomic(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
     let aside = format!(".{name}.new");
     let written = write(dir, &aside, content).and_then(|()| rename::replace(dir, &aside, name));
     if written.is_err() {
-        _ = dir.remove_file(&aside);
+        _ = remove::file(dir, &aside);
     }
     written?;
     sync::fsync(dir.open(".")?)
+}
+
+/// The same, with the owner and the mode of the file `like`, where there is one: what nobody else may read stays so.
+///
+/// # Errors
+///
+/// As [`write_atomic`], and those of fchown(2) and fchmod(2).
+pub fn write_atomic_like(dir: &Dir, name: &str, content: &[u8], like: &str) -> io::Result<()> {
+    let aside = format!(".{name}.new");
+    let written = write_like(dir, &aside, content, like).and_then(|()| rename::replace(dir, &aside, name));
+    if written.is_err() {
+        _ = remove::file(dir, &aside);
+    }
+    written?;
+    sync::fsync(dir.open(".")?)
+}
+
+fn write_like(dir: &Dir, name: &str, content: &[u8], like: &str) -> io::Result<()> {
+    let like = match dir.metadata(like) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return write(dir, name, content),
+        found => found?,
+    };
+    remove::file(dir, name)?;
+    fault::changing("openat")?;
+    let mut file = dir.open_with(name, OpenOptions::new().write(true).create_new(true).mode(0o600))?;
+    fault::changing("write")?;
+    file.write_all(content)?;
+    fault::changing("fchown")?;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(like.uid())), Some(Gid::from_raw(like.gid())))?;
+    fault::changing("fchmod")?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(like.mode() & 0o7777))?;
+    sync::fsync(file.as_fd())
 }
 
 /// Writes `name` in `dir` in place, and makes its content durable.
@@ -53,8 +96,10 @@ pub fn write_atomic(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
 pub fn write(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
     fault::changing("openat")?;
     let mut file = dir.open_with(name, OpenOptions::new().write(true).create(true).truncate(true))?;
-    fault::changing("write")?;
-    file.write_all(content)?;
+    if !content.is_empty() {
+        fault::changing("write")?;
+        file.write_all(content)?;
+    }
     sync::fsync(file.as_fd())
 }
 
@@ -64,50 +109,48 @@ pub fn write(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
 ///
 /// Those of reading and writing; `to` may then exist in part.
 pub fn copy(dir: &Dir, from: &str, to: &str) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
     let mut source = dir.open(from)?;
     fault::changing("openat")?;
     let mut file = dir.open_with(to, OpenOptions::new().write(true).create(true).truncate(true))?;
-    fault::changing("write")?;
-    io::copy(&mut source, &mut file)?;
-    sync::fsync(file.as_fd())
+    let mut piece = vec![0; PIECE];
+    loop {
+        let length = source.read(&mut piece)?;
+        if length == 0 {
+            return sync::fsync(file.as_fd());
+        }
+        fault::changing("write")?;
+        file.write_all(&piece[..length])?;
+    }
 }
 
 /// Creates the directory `path` and what is missing above it.
 ///
 /// # Errors
 ///
-/// Those of mkdir(2).
+/// Those of mkdirat(2).
 pub fn create_dir_all(dir: &Dir, path: &str) -> io::Result<()> {
-    if dir.is_dir(path) {
-        return Ok(());
+    for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
+        let part = &path[..end];
+        if !dir.is_dir(part) {
+            fault::changing("mkdirat")?;
+            dir.create_dir(part)?;
+        }
     }
-    fault::changing("mkdirat")?;
-    dir.create_dir_all(path)
+    Ok(())
 }
 
-/// Removes the file `name`; it is no error when there is none.
+/// The file `name`, created where there is none, which nobody but its owner can open from now on.
 ///
 /// # Errors
 ///
-/// Those of unlink(2).
-pub fn remove(dir: &Dir, name: &str) -> io::Result<()> {
-    fault::changing("unlinkat")?;
-    absent_is_fine(dir.remove_file(name))
-}
-
-/// Removes the directory `name` and everything in it; it is no error when there is none.
-///
-/// # Errors
-///
-/// Those of unlink(2).
-pub fn remove_tree(dir: &Dir, name: &str) -> io::Result<()> {
-    fault::changing("unlinkat")?;
-    absent_is_fine(dir.remove_dir_all(name))
-}
-
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+/// Those of open(2) and fchmod(2).
+pub fn open_private(dir: &Dir, name: &str) -> io::Result<File> {
+    fault::changing("openat")?;
+    let file = dir.open_with(name, OpenOptions::new().write(true).create(true).mode(0o600))?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        fault::changing("fchmod")?;
+        rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)?;
     }
+    Ok(file)
 }

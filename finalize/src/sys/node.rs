@@ -4,14 +4,14 @@ use std::{
     fs::File,
     io::{self, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
     },
 };
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, linkat, mkdirat,
-    openat, symlinkat, utimensat,
+    AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, linkat, mkdirat, openat,
+    symlinkat, utimensat,
 };
 
 use rustix::io::Errno;
@@ -77,33 +77,68 @@ pub fn empty(file: &File) -> io::Result<()> {
 ///
 /// Those of read(2) and write(2), and of `may_go_on`.
 pub fn copy_bytes(from: &File, to: &File, may_go_on: impl Fn() -> io::Result<()>) -> io::Result<u64> {
-    const PIECE: u64 = 8 << 20;
-    fault::changing("write")?;
-    let (mut from, mut to) = (from, to);
     // Most files are small, and no file system shares less than a block.
     let mut buffer = [0; 1 << 12];
     let length = read_all(from, &mut buffer)?;
     if length < buffer.len() {
-        to.write_all_at(&buffer[..length], 0)?;
+        if length > 0 {
+            fault::changing("write")?;
+            to.write_all_at(&buffer[..length], 0)?;
+        }
         return Ok(length as u64);
     }
+    fault::changing("ioctl")?;
     if rustix::fs::ioctl_ficlone(to.as_fd(), from.as_fd()).is_ok() {
         return Ok(to.metadata()?.len());
     }
     let mut at = 0;
     // Only what is data: holes stay holes.
     while let Some((start, end)) = next_data(from, at)? {
-        io::Seek::seek(&mut from, io::SeekFrom::Start(start))?;
-        io::Seek::seek(&mut to, io::SeekFrom::Start(start))?;
-        let mut data = io::Read::take(from, end - start);
-        while io::copy(&mut io::Read::take(&mut data, PIECE), &mut to)? > 0 {
-            may_go_on()?;
-        }
+        copy_range(from, to, (start, end), &may_go_on)?;
         at = end;
     }
     let length = from.metadata()?.len();
+    fault::changing("ftruncate")?;
     to.set_len(length)?;
     Ok(length)
+}
+
+/// The bytes of `from` between two offsets to the same place in `to`; fewer where `from` ends before.
+fn copy_range(
+    from: &File,
+    to: &File,
+    (mut at, end): (u64, u64),
+    may_go_on: impl Fn() -> io::Result<()>,
+) -> io::Result<()> {
+    const PIECE: u64 = 8 << 20;
+    let mut buffer = vec![];
+    while at < end {
+        may_go_on()?;
+        let wanted = usize::try_from((end - at).min(PIECE)).unwrap_or(usize::MAX);
+        if buffer.is_empty() {
+            fault::changing("copy_file_range")?;
+            let (mut read, mut write) = (at, at);
+            match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), wanted) {
+                Ok(0) => return Ok(()),
+                Ok(length) => at += length as u64,
+                // Not between these two file systems.
+                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
+                    buffer = vec![0; 1 << 18];
+                }
+                Err(error) => return Err(error.into()),
+            }
+            continue;
+        }
+        let wanted = wanted.min(buffer.len());
+        let length = from.read_at(&mut buffer[..wanted], at)?;
+        if length == 0 {
+            return Ok(());
+        }
+        fault::changing("write")?;
+        to.write_all_at(&buffer[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
 }
 
 /// The file from its beginning, until the buffer is full or the file ends.
@@ -138,6 +173,9 @@ fn next_data(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
 ///
 /// Those of write(2).
 pub fn write(to: &File, bytes: &[u8]) -> io::Result<()> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
     fault::changing("write")?;
     let mut to = to;
     to.write_all(bytes)
@@ -154,14 +192,16 @@ pub fn chown(dir: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> io::Result
     Ok(chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Permission and set-id bits. `name` must not be a symlink.
+/// Permission and set-id bits. A symlink is not followed: it has no mode. Linux got fchmodat2(2) only in 6.6, so the node
+/// is reached through a descriptor that opens nothing (`O_PATH`).
 ///
 /// # Errors
 ///
-/// Those of fchmodat(2).
+/// Those of openat(2) and chmod(2); `EOPNOTSUPP` for a symlink.
 pub fn chmod(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
     fault::changing("fchmodat")?;
-    Ok(chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())?)
+    let node = openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(mode))?)
 }
 
 /// The modification time; the access time stays.

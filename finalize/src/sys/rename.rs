@@ -1,6 +1,8 @@
 //! Renames: rename(2), "RENAME_EXCHANGE" and "RENAME_NOREPLACE".
 
-use std::{io, os::fd::AsFd};
+use std::{ffi::OsStr, io, os::fd::AsFd};
+
+use cap_std::fs::Dir;
 
 use rustix::fs::{RenameFlags, renameat, renameat_with};
 
@@ -34,4 +36,14 @@ pub fn replace(dir: impl AsFd, from: &str, to: &str) -> io::Result<()> {
 pub fn move_to(dir: impl AsFd, from: &str, to: &str) -> io::Result<()> {
     fault::changing("renameat2")?;
     Ok(renameat_with(&dir, from, &dir, to, RenameFlags::NOREPLACE)?)
+}
+
+/// Renames from one directory into another, never over anything.
+///
+/// # Errors
+///
+/// `EEXIST` when there is such a name already.
+pub fn move_between((from, name): (&Dir, &OsStr), (to, new_name): (&Dir, &OsStr)) -> io::Result<()> {
+    fault::changing("renameat2")?;
+    Ok(renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE)?)
 }

@@ -56,6 +56,9 @@ fn broken_entries_are_passed_over() {
             fs::create_dir(machine.boot(&format!("loader/{dir}/directory.conf"))).unwrap();
         }
         machine.ok(&["staged"]);
+        let latin1 = fs::read(machine.boot("loader/entries/latin1.conf")).unwrap();
+        assert_eq!(latin1, b"title \xe9\n", "{loader} {boot_type}");
+        assert!(machine.boot("loader/entries/directory.conf").is_dir(), "{loader} {boot_type}");
         assert_eq!(machine.live().iter().filter(|name| name.len() == 1).cloned().collect::<String>(), "ba");
         assert_eq!(machine.live().iter().filter(|name| *name == "rescue.conf").count(), 1);
     }
@@ -85,6 +88,7 @@ fn a_menu_edited_by_hand_keeps_what_was_added() {
     fs::write(&path, format!("{}{added}", fs::read_to_string(&path).unwrap())).unwrap();
     machine.ok(&["staged"]);
     let menu = fs::read_to_string(&path).unwrap();
+    assert!(menu.contains(added), "{added} is not in {menu}");
     for part in
         ["submenu 'More \"}' {\n  menuentry x { boot\n  }\n}\n", "menuentry \"Mine\" --id 'it''s' {\n  boot \"}\"\n}\n"]
     {
@@ -160,6 +164,56 @@ fn renaming_ukis_can_be_stopped_at_any_call() {
             if done {
                 assert!(n > 20, "{n}");
                 break;
+            }
+        }
+    }
+}
+
+/// What has its name already boots the running deployment: it stays, whatever fails, and as the fallback.
+#[test]
+fn a_uki_that_boots_now_is_never_overwritten_or_removed() {
+    let (a, b) = (uki(&format!("composefs={} rw", id("a"))), uki(&format!("composefs={} rw", id("b"))));
+    let names = |machine: &Machine| -> Vec<(String, Vec<u8>)> {
+        let read = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
+        let dir = fs::read_dir(machine.path("esp/EFI/Linux")).unwrap().map(Result::unwrap);
+        dir.filter(|entry| entry.path().is_file()).map(read).collect()
+    };
+    // One name for both; and the booted one staged as well, under names that are theirs.
+    let cases: [&[(&str, &Vec<u8>)]; 3] = [
+        &[("debian.efi", &a), ("debian.efi.staged", &b)],
+        &[("A.efi", &a), ("A.efi.staged", &a), ("B.efi.staged", &b)],
+        &[("Debian.EFI", &a), ("debian-1.efi", &a), ("debian.efi.staged", &b)],
+    ];
+    for files in cases {
+        for how in ["exit", "eio-once", "term"] {
+            for n in 1.. {
+                let machine = staged_the_older_way();
+                for name in ["a.efi", "b.efi.staged"] {
+                    fs::remove_file(machine.path("esp/EFI/Linux").join(name)).unwrap();
+                }
+                files
+                    .iter()
+                    .for_each(|(name, bytes)| fs::write(machine.path("esp/EFI/Linux").join(name), bytes).unwrap());
+                let fail = format!("{how}:{n}");
+                let output = machine.command(&["staged"]).env("COMPOSEFS_FINALIZE_FAIL", &fail).output().unwrap();
+                let (after, message) = (names(&machine), String::from_utf8_lossy(&output.stderr).into_owned());
+                let boots = |bytes: &Vec<u8>| {
+                    after.iter().any(|(name, found)| name.to_lowercase().ends_with(".efi") && found == bytes)
+                };
+                assert!(boots(&a), "{files:?} {fail}: the running deployment has no UKI: {message}");
+                for (name, bytes) in files.iter().filter(|(name, _)| !name.ends_with(".staged")) {
+                    assert!(after.contains(&((*name).to_owned(), (*bytes).clone())), "{fail}: {name} has changed");
+                }
+                if message.contains("the old deployment boots next") {
+                    assert!(!boots(&b), "{fail}: {message}");
+                }
+                machine.ok(&["staged"]);
+                let after = names(&machine);
+                assert!(after.iter().any(|(name, bytes)| name.ends_with(".efi") && *bytes == b), "{fail}: {after:?}");
+                assert!(after.iter().all(|(name, _)| !name.ends_with(".staged")), "{fail}");
+                if output.status.success() {
+                    break;
+                }
             }
         }
     }

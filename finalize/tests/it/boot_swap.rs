@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use cap_std::{ambient_authority, fs::Dir};
 use finalize::{
     boot::{
-        Loader, Place,
-        swap::{Method, Probe, probe},
+        BootDir, EntriesPlace, Loader, Place,
+        swap::{Method, Staged, probe},
     },
     digest::DeploymentId,
 };
@@ -32,15 +32,13 @@ fn live(root: &Path) -> BTreeMap<String, String> {
     fs::read_dir(root.join("loader/entries")).unwrap().map(|e| read(e.unwrap())).collect()
 }
 
-fn place(root: &Path, loader: Loader, method: Method) -> Place {
-    Place { root: Dir::open_ambient_dir(root, ambient_authority()).unwrap(), boot: "", loader, method, menu: None }
+fn place(root: &Path, loader: Loader, method: Method) -> [Place; 1] {
+    let root = Dir::open_ambient_dir(root, ambient_authority()).unwrap();
+    [Place::Entries(EntriesPlace { root, boot: BootDir::Root, loader, method })]
 }
 
-fn finish(probed: Probe) -> anyhow::Result<()> {
-    match probed {
-        Probe::Ready(staged) => staged.sync()?.exchange()?.settle()?.clean_up(),
-        Probe::Exchanged(exchanged) => exchanged.settle()?.clean_up(),
-    }
+fn finish(staged: Staged) -> anyhow::Result<()> {
+    staged.sync()?.exchange()?.settle()?.clean_up()
 }
 
 const ALL: [(Loader, Method); 4] = [
@@ -78,10 +76,11 @@ fn a_run_that_was_stopped_is_finished_by_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let want = staged_machine(dir.path());
         let place = place(dir.path(), loader, method);
-        let Probe::Ready(staged) = probe(&place, &id("b")).unwrap() else { panic!("not ready") };
+        let staged = probe(&place, &id("b")).unwrap();
+        assert!(staged.is_untouched());
         staged.sync().unwrap().exchange().unwrap();
         let again = probe(&place, &id("b")).unwrap();
-        assert!(matches!(again, Probe::Exchanged(_)), "{loader} {method:?}");
+        assert!(again.is_exchanged(), "{loader} {method:?}");
         finish(again).unwrap();
         assert_eq!(live(dir.path()), want, "{loader} {method:?}");
     }

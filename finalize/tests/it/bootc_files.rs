@@ -8,10 +8,10 @@ use std::{
 use cap_std::{ambient_authority, fs::Dir};
 use finalize::{
     boot::{
-        Loader, Place,
+        BootDir, EntriesPlace, Loader, Place,
         bls::Entry,
         entries::Entries,
-        swap::{Method, Probe, probe},
+        swap::{Method, probe},
     },
     staged::{Marker, Origin},
 };
@@ -69,8 +69,9 @@ fn finalized(boot: &str, marker: &str, loader: Loader, method: Method) -> Entrie
         fs::write(to, text).unwrap();
     }
     let root = Dir::open_ambient_dir(copy.path(), ambient_authority()).unwrap();
-    let place = Place { root, boot: "", loader, method, menu: None };
-    let Probe::Ready(staged) = probe(&place, &marker.depl_id).unwrap() else { panic!("not ready") };
+    let place = Place::Entries(EntriesPlace { root, boot: BootDir::Root, loader, method });
+    let staged = probe(&[place], &marker.depl_id).unwrap();
+    assert!(staged.is_untouched());
     staged.sync().unwrap().exchange().unwrap().settle().unwrap().clean_up().unwrap();
     let live = entries(copy.path(), "entries");
     assert_eq!(live.first_deployment(loader), Some(marker.depl_id));

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
 };
 
@@ -156,7 +157,17 @@ fn a_backup_of_the_original_etc_outlives_the_next_boot() {
         assert!(configured(&machine, config).output().unwrap().status.success());
         let report = machine.command_after(&format!("composefs={}", id("b")), &["report"]).output().unwrap();
         assert!(report.status.success(), "{report:?}");
-        assert_eq!(machine.state("b").join(layout::ETC_ORIG).exists(), kept, "{config}");
+        assert!(!machine.state("b").join(layout::ETC_ORIG).exists(), "{config}");
+        let backup = machine.state("b").join(layout::ETC_BACKUP);
+        assert_eq!(backup.exists(), kept, "{config}");
+        if kept {
+            // A copy: what becomes of the live file becomes of no other.
+            fs::write(machine.state("b").join("etc/motd"), "edited after the update").unwrap();
+            assert_eq!(fs::read_to_string(backup.join("motd")).unwrap(), "2");
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(machine.state("b").join("etc/d/y"), mode).unwrap();
+            assert_ne!(fs::metadata(backup.join("d/y")).unwrap().permissions().mode() & 0o777, 0o600);
+        }
     }
 }
 
@@ -168,7 +179,7 @@ fn kernels_that_are_not_what_was_staged_are_refused() {
         let origin = format!("[boot]\nboot_type = bls\ndigest = {digest}\n");
         fs::write(machine.state("b").join(layout::origin(&id("b"))), origin).unwrap();
         fs::write(machine.kernel("b").join("initrd"), "c").unwrap();
-        fails(&mut machine.command(&["staged"]), "are not what was staged");
+        fails(&mut machine.command(&["staged"]), "changed after staging");
         fs::write(machine.kernel("b").join("initrd"), "b").unwrap();
         machine.ok(&["staged"]);
         machine.assert_finalized();

@@ -120,8 +120,9 @@ fn a_system_user_of_the_image_joins_local_users() {
     let (p, c) = ("passwd=root:x:0:0:::\n", "passwd=root:x:0:0:::\nme:x:1000:1000:::\n");
     let n = "passwd=root:x:0:0:::\ntcpdump:x:104:104:::\n";
     check(&[p], &[c], &[n], &["passwd=root:x:0:0:::\ntcpdump:x:104:104:::\nme:x:1000:1000:::\n"], &[]);
-    // One that does not parse is local as a whole.
-    check(&["group=x"], &["group=mine"], &["group=theirs"], &["group=mine"], &[]);
+    // Lines that are no records are lines of both; what is no text is local as a whole.
+    check(&["group=x"], &["group=mine"], &["group=theirs"], &["group=theirs\nmine\n"], &[]);
+    check(&["group=x"], &["group=\0mine"], &["group=theirs"], &["group=\0mine"], &[]);
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn an_owner_of_local_files_stays_in_passwd_and_shadow() {
     let plan = trap.merge();
     assert_eq!(trap.merged("passwd"), "root:x:0:0:::\ngames:x:5:60:::\n");
     assert_eq!(trap.merged("shadow"), "root:*:::::::\ngames:!:::::::\n");
-    assert_eq!(plan.notes, ["passwd: the image dropped games, which is still referred to"]);
+    assert_eq!(plan.notes, ["passwd: kept user games (5), removed from the image, because /etc/scores belongs to it"]);
     assert_eq!(plan.counts().merged, 2);
 }
 

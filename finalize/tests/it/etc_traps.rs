@@ -16,7 +16,8 @@ use std::{
 
 use cap_std::{ambient_authority, fs::Dir};
 use finalize::{
-    etc::{Merge, Sources, plan::Plan, policy::Policy},
+    config::Config,
+    etc::{Merge, Sources, apply::Applied, plan::Plan, policy::Policy},
     stop::Stop,
 };
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
@@ -26,7 +27,7 @@ pub struct Trap {
 }
 
 impl Trap {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::below(&std::env::temp_dir())
     }
 
@@ -55,20 +56,32 @@ impl Trap {
         self.merge_from("c")
     }
 
+    /// With settings of a configuration file.
+    pub fn merge_with(&self, config: &str) -> Plan {
+        let (mut settings, mut warnings) = (Config::default(), vec![]);
+        settings.apply("test", config, &mut warnings);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        self.merge_by("c", &settings.policy).0
+    }
+
     fn merge_from(&self, current: &str) -> Plan {
+        self.merge_by(current, &Policy::default()).0
+    }
+
+    pub fn merge_by(&self, current: &str, policy: &Policy) -> (Plan, Applied) {
         let open = |path: &Path| Dir::open_ambient_dir(path, ambient_authority()).unwrap();
         let (p, c, n) = (open(&self.at("p")), open(&self.at(current)), open(&self.at("n")));
         let sources = Sources { pristine: Some(p.as_fd()), current: c.as_fd(), new: n.as_fd() };
-        let merge = Merge::plan(sources, &Policy::default()).unwrap();
-        merge.write(&open(self.dir.path()), "m", "x", &Stop::never()).unwrap();
-        merge.plan
+        let merge = Merge::plan(sources, policy).unwrap();
+        let applied = merge.write(&open(self.dir.path()), "m", "x", &Stop::never()).unwrap();
+        (merge.plan, applied)
     }
 
     pub fn merged(&self, path: &str) -> String {
         fs::read_to_string(self.at(&format!("m/{path}"))).unwrap()
     }
 
-    fn is_absent(&self, path: &str) -> bool {
+    pub fn is_absent(&self, path: &str) -> bool {
         fs::symlink_metadata(self.at(&format!("m/{path}"))).is_err()
     }
 }

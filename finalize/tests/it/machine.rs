@@ -134,6 +134,12 @@ impl Machine {
         self.files("run", &[(layout::MARKER, &format!("{{\"depl_id\":\"{}\"}}", id(letter)))]);
     }
 
+    /// Another boot, by the boot loader: what is in /run is gone.
+    pub fn reboot(&self) {
+        fs::remove_dir_all(self.path("run")).unwrap();
+        fs::create_dir(self.path("run")).unwrap();
+    }
+
     fn entries(&self, dir: &str, list: &[(&str, u8)]) {
         for (letter, place) in list {
             let kernel = self.kernel_dir(letter);

@@ -3,20 +3,29 @@
 #![allow(clippy::print_stdout, reason = "tests print how much they tried")]
 
 mod bad_boot_files;
+mod beside_bootc;
 mod boot_swap;
 mod bootc_files;
+mod calls;
 mod crash;
 mod discovery;
 mod endings;
 mod esps;
+mod etc_accounts;
+mod etc_carried;
+mod etc_generated;
 mod etc_laws;
 mod etc_merge;
 mod etc_policy;
 mod etc_program;
+mod etc_states;
 mod etc_traps;
 mod finalize;
+mod foreign;
 mod frozen;
 mod fuzz;
 mod machine;
 mod order;
 mod tidy;
+mod units;
+mod words;

@@ -7,24 +7,27 @@ use cap_std::fs::Dir;
 
 use super::{
     super::{
-        Place,
+        BootDir, EntriesPlace,
         bls::Entry,
         entries::{Entries, is_entry},
         grub,
         loader::Loader,
-        menu::Stands,
     },
-    Method,
+    Exchange, Method, Stands,
+    foreign::Foreign,
 };
 use crate::{
     digest::DeploymentId,
-    layout::{ENTRIES, ENTRIES_STAGED},
+    layout::{ENTRIES, ENTRIES_STAGED, ENTRIES_TRASH},
     sys,
 };
 
 /// The name of the entry that is first while the others are rewritten: behind every `bootc_…` in GRUB's order, which
 /// is descending.
-const TRANSIT: &str = "zz-composefs-finalize.conf";
+pub const TRANSIT: &str = "zz-composefs-finalize.conf";
+
+/// The name under which a file is written before it gets its own.
+pub const ASIDE: &str = ".composefs-finalize.new";
 
 /// `loader/entries` and `loader/entries.staged`.
 #[derive(Debug)]
@@ -35,15 +38,30 @@ pub struct Dirs {
     id: DeploymentId,
     live: Entries,
     next: Entries,
+    /// Whether the boot loader reads the entries in its own language, from a file beside them.
+    generates: bool,
+    done: Done,
+}
+
+/// What this run has done to the live entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Nothing,
+    /// The directories have changed places.
+    Exchanged,
+    /// The new entry was put before the others.
+    Transit,
 }
 
 impl Dirs {
     /// Finds out, by content, where the exchange for deployment `id` stands. Writes nothing.
-    pub fn probe(place: &Place, loader: Dir, id: &DeploymentId) -> Result<(Self, Stands)> {
+    pub fn probe(place: &EntriesPlace, loader: Dir, id: &DeploymentId) -> Result<(Self, Stands)> {
         let live = Entries::read(&loader, ENTRIES).context("reading loader/entries")?.unwrap_or_default();
-        let next = Entries::read(&loader, ENTRIES_STAGED).context("reading loader/entries.staged")?;
-        let (order, method, next) = (place.loader, place.method, next.unwrap_or_default());
-        let dirs = Self { loader, order, method, id: id.clone(), live, next };
+        let next = Entries::read(&loader, ENTRIES_STAGED).context("reading loader/entries.staged")?.unwrap_or_default();
+        let (order, method) = (place.loader, place.method);
+        let generates =
+            live.get(grub::GENERATED).is_some() || next.get(grub::GENERATED).is_some() || sources_generated(place)?;
+        let dirs = Self { loader, order, method, id: id.clone(), live, next, generates, done: Done::Nothing };
         if dirs.live.first_deployment(order).as_ref() == Some(id) {
             return Ok((dirs, Stands::Exchanged));
         }
@@ -55,36 +73,9 @@ impl Dirs {
             bail!("no entry in loader/entries.staged boots {id}: stage the deployment again");
         }
         if dirs.next.first_deployment(order).as_ref() != Some(id) {
-            tracing::info!("the staged entries do not sort the new deployment first; their names will be changed");
+            tracing::info!("the staged entries do not sort {} first; its entry will be renamed", id.short());
         }
         Ok((dirs, Stands::Ready))
-    }
-
-    /// Brings the staged entries to their final form and makes them, and the kernels beside them, durable: also for
-    /// GRUB, which sees nothing that is only in the journal.
-    pub fn sync(&mut self) -> Result<()> {
-        self.prepare().context("preparing loader/entries.staged")?;
-        sys::sync::file_system(self.loader.open(".")?).context("syncing the boot file system")?;
-        sys::sync::checkpoint(&self.loader).context("writing the boot file system's journal back")
-    }
-
-    /// The exchange.
-    pub fn exchange(&mut self) -> Result<()> {
-        if self.method == Method::Exchange {
-            match sys::rename::exchange(&self.loader, ENTRIES, ENTRIES_STAGED) {
-                Err(error) if unsupported(&error) => self.method = Method::OneByOne,
-                other => return other.context("exchanging loader/entries and loader/entries.staged"),
-            }
-        }
-        self.put_transit().context("adding the new entry to loader/entries")
-    }
-
-    /// Makes the exchange durable, and reads it back.
-    pub fn settle(&mut self) -> Result<()> {
-        self.make_durable()?;
-        let first = self.live.first_deployment(self.order);
-        ensure!(first.as_ref() == Some(&self.id), "after the exchange loader/entries names {first:?} first");
-        Ok(())
     }
 
     /// What the live entries are is on the disk, and is read back.
@@ -96,69 +87,81 @@ impl Dirs {
         Ok(())
     }
 
-    /// Brings what is live to its final form and removes what is old.
-    pub fn clean_up(self) -> Result<()> {
-        let finished = self.live.get(TRANSIT).is_none();
-        if !finished && self.next.of_deployment(self.order, &self.id).is_some() {
-            self.finish_one_by_one().context("rewriting loader/entries")?;
-        }
-        sys::file::remove_tree(&self.loader, ENTRIES_STAGED).context("removing loader/entries.staged")?;
-        sys::sync::file_system(self.loader.open(".")?).context("syncing the boot file system")
-    }
-
-    /// Makes the old deployment the first one again, durably.
-    pub fn take_back(mut self) -> Result<()> {
-        match self.live.get(TRANSIT) {
-            Some(_) => self.remove_transit().context("removing the new entry from loader/entries")?,
-            None => {
-                let first = self.next.first_deployment(self.order);
-                ensure!(first.is_some_and(|id| id != self.id), "loader/entries.staged has no entry to go back to");
-                sys::rename::exchange(&self.loader, ENTRIES, ENTRIES_STAGED).context("exchanging the entries back")?;
-            }
-        }
-        self.make_durable()?;
-        let first = self.live.first_deployment(self.order);
-        ensure!(first.as_ref() != Some(&self.id), "loader/entries still names {} first", self.id);
-        Ok(())
-    }
-
     /// The staged entry of the new deployment.
-    pub fn primary(&self) -> Result<Entry> {
+    fn primary(&self) -> Result<Entry> {
         let found = self.next.of_deployment(self.order, &self.id).map(|(_, entry)| entry);
         found.with_context(|| format!("no entry in loader/entries.staged boots {}", self.id))
     }
 
-    /// Carries entries that are not ours into the staged directory, and renames ours where the new deployment would
-    /// not come first (a downgrade that somebody staged for GRUB, say).
+    /// Carries what is not ours into the staged directory, renames what is ours where its name is taken, or where the new
+    /// deployment would not come first (a downgrade that somebody staged for GRUB, say).
     fn prepare(&mut self) -> io::Result<()> {
-        let dir = self.loader.open_dir(ENTRIES_STAGED)?;
-        let mut wanted = Vec::new();
-        for (name, content) in self.live.files() {
-            let ours = !is_entry(name) || content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
-            if !ours && self.next.get(name) != Some(content) {
-                wanted.push((name.to_owned(), content.to_owned()));
-            }
+        let (live, staged) = (self.loader.open_dir(ENTRIES)?, self.loader.open_dir(ENTRIES_STAGED)?);
+        let foreign = Foreign::of(&live)?;
+        self.give_way(&staged, &foreign)?;
+        self.put_first(&staged, &foreign)?;
+        if self.method == Method::Exchange {
+            foreign.link(&live, &staged)?;
         }
-        if self.next.first_deployment(self.order).as_ref() != Some(&self.id)
-            && let Some((name, entry)) = self.next.of_deployment(self.order, &self.id)
-        {
-            let first = format!("bootc_zz-{name}");
-            let key = entry.value("sort-key").unwrap_or("bootc").to_owned();
-            wanted.push((first, entry.with("sort-key", &format!("!{key}")).to_string()));
-        }
-        for (name, content) in wanted {
-            put(&dir, &name, &content)?;
-        }
-        self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
-        // A GRUB that reads no entries has them in its own language, in the same directory.
-        if self.live.get(grub::GENERATED).is_some() || self.next.get(grub::GENERATED).is_some() {
-            let text = grub::menuentries(&self.next);
+        self.reread()?;
+        if self.generates {
+            let text = grub::menuentries(&self.afterwards());
             if self.next.get(grub::GENERATED) != Some(&text) {
-                put(&dir, grub::GENERATED, &text)?;
-                self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
+                put(&staged, grub::GENERATED, &text)?;
+                self.reread()?;
             }
         }
         Ok(())
+    }
+
+    /// Staged files whose names are taken by live ones that are not ours: ours get another name, the others are dropped.
+    fn give_way(&mut self, staged: &Dir, foreign: &Foreign) -> io::Result<()> {
+        for (name, content) in self.next.files().filter(|(name, _)| foreign.takes(name)) {
+            let stem = &name[..name.len().saturating_sub(".conf".len())];
+            if is_entry(name) && content.parse::<Entry>().is_ok_and(|entry| entry.is_ours()) {
+                let taken = |name: &str| foreign.takes(name) || self.next.has_in_any_case(name);
+                let mut free = (1..).map(|number| format!("{stem}.{number}.conf")).filter(|name| !taken(name));
+                put(staged, &free.next().unwrap_or_default(), content)?;
+            }
+            sys::remove::file(staged, name)?;
+        }
+        self.reread()
+    }
+
+    /// Gives the new deployment's entry a name and a key that sort before all of ours, where it has none.
+    fn put_first(&mut self, staged: &Dir, foreign: &Foreign) -> io::Result<()> {
+        if self.next.first_deployment(self.order).as_ref() == Some(&self.id) {
+            return Ok(());
+        }
+        let Some((name, entry)) = self.next.of_deployment(self.order, &self.id) else { return Ok(()) };
+        let bare_name = name.strip_prefix("bootc_").map_or(name, |rest| rest.trim_start_matches('z'));
+        let bare_key = entry.value("sort-key").unwrap_or("bootc").trim_start_matches('!').to_owned();
+        // Each has one more than the one before it: one of them is first.
+        for more in 1..=self.next.files().count() + 1 {
+            let first = format!("bootc_z{}-{}", "z".repeat(more), bare_name.trim_start_matches('-'));
+            let text = entry.clone().with("sort-key", &format!("{}{bare_key}", "!".repeat(more))).to_string();
+            let others = self.next.files().filter(|(other, _)| *other != name).map(owned);
+            let all: Entries = others.chain([(first.clone(), text.clone())]).collect();
+            if all.first_deployment(self.order).as_ref() == Some(&self.id) && !foreign.takes(&first) {
+                put(staged, &first, &text)?;
+                if first != name {
+                    sys::remove::file(staged, name)?;
+                }
+                break;
+            }
+        }
+        self.reread()
+    }
+
+    fn reread(&mut self) -> io::Result<()> {
+        self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
+        Ok(())
+    }
+
+    /// The entries after the exchange: the staged ones, and the live ones that are not ours.
+    fn afterwards(&self) -> Entries {
+        let foreign = self.live.files().filter(|(name, content)| !is_ours(name, content));
+        foreign.chain(self.next.files()).map(owned).collect()
     }
 
     /// Adds the new deployment's entry under a name and a key that sort before all others.
@@ -176,11 +179,12 @@ impl Dirs {
     /// The live entries without the transit one. A power cut may leave it or take it: the old deployment boots after this.
     fn remove_transit(&self) -> Result<()> {
         let live = self.loader.open_dir(ENTRIES)?;
-        if self.live.get(grub::GENERATED).is_some() {
-            let others: Entries = self.live.files().filter(|(name, _)| *name != TRANSIT).map(owned).collect();
+        let files = Entries::read(&self.loader, ENTRIES)?.unwrap_or_default();
+        if files.get(grub::GENERATED).is_some() {
+            let others: Entries = files.files().filter(|(name, _)| *name != TRANSIT).map(owned).collect();
             put(&live, grub::GENERATED, &grub::menuentries(&others))?;
         }
-        Ok(sys::file::remove(&live, TRANSIT)?)
+        Ok(sys::remove::file(&live, TRANSIT)?)
     }
 
     /// From the transit entry to the staged ones: add and rewrite, then remove what is ours and not among them, the
@@ -195,34 +199,138 @@ impl Dirs {
             }
         }
         for name in superfluous(&self.live, &self.next) {
-            sys::file::remove(&live, name)?;
+            sys::remove::file(&live, name)?;
         }
         sys::sync::file_system(live.open(".")?)?;
-        sys::file::remove(&live, TRANSIT)?;
+        sys::remove::file(&live, TRANSIT)?;
         sys::sync::file_system(live.open(".")?)
     }
+
+    /// Removes the directory that is not live, once nothing in it is somebody else's.
+    fn remove_old(&self) -> io::Result<()> {
+        let live = self.loader.open_dir(ENTRIES)?;
+        if live.try_exists(ASIDE)? {
+            sys::remove::file(&live, ASIDE)?;
+        }
+        if self.method == Method::OneByOne {
+            // What it means is told by the live entries; on FAT a rename is more than a deletion.
+            return sys::remove::tree(&self.loader, ENTRIES_STAGED);
+        }
+        if let Ok(old) = self.loader.open_dir(ENTRIES_STAGED) {
+            Foreign::of(&old)?.move_to(&old, &live)?;
+            sys::sync::fsync(live.open(".")?)?;
+        }
+        sys::remove::discard(&self.loader, ENTRIES_STAGED, ENTRIES_TRASH)
+    }
+}
+
+impl Exchange for Dirs {
+    fn boots(&self) -> Vec<String> {
+        let entry = self.primary().ok();
+        entry.map_or(vec![], |entry| match self.order {
+            Loader::Grub => grub::files(&entry),
+            _ => entry.files().map(str::to_owned).collect(),
+        })
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.prepare().context("preparing loader/entries.staged")?;
+        sys::sync::file_system(self.loader.open(".")?).context("syncing the boot file system")?;
+        // Also for GRUB, which sees nothing that is only in the journal.
+        sys::sync::checkpoint(&self.loader).context("writing the boot file system's journal back")
+    }
+
+    fn exchange(&mut self) -> Result<()> {
+        if self.method == Method::Exchange {
+            match sys::rename::exchange(&self.loader, ENTRIES, ENTRIES_STAGED) {
+                Err(error) if unsupported(&error) => self.method = Method::OneByOne,
+                other => {
+                    other.context("exchanging loader/entries and loader/entries.staged")?;
+                    self.done = Done::Exchanged;
+                    return Ok(());
+                }
+            }
+        }
+        self.done = Done::Transit;
+        self.put_transit().context("adding the new entry to loader/entries")
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.make_durable()?;
+        let first = self.live.first_deployment(self.order);
+        ensure!(
+            first.as_ref() == Some(&self.id),
+            "loader/entries still boots {} first; expected {}",
+            first.as_ref().map_or("nothing", DeploymentId::short),
+            self.id.short()
+        );
+        Ok(())
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.done, Done::Nothing) {
+            Done::Nothing => return Ok(()),
+            Done::Transit => self.remove_transit().context("removing the new entry from loader/entries")?,
+            Done::Exchanged => {
+                sys::rename::exchange(&self.loader, ENTRIES, ENTRIES_STAGED).context("exchanging the entries back")?;
+            }
+        }
+        self.make_durable()?;
+        let first = self.live.first_deployment(self.order);
+        ensure!(first.as_ref() != Some(&self.id), "loader/entries still boots {} first", self.id.short());
+        Ok(())
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        let finished = self.live.get(TRANSIT).is_none();
+        if !finished && self.next.of_deployment(self.order, &self.id).is_some() {
+            self.finish_one_by_one().context("rewriting loader/entries")?;
+        }
+        self.remove_old().context("removing loader/entries.staged")?;
+        sys::sync::file_system(self.loader.open(".")?).context("syncing the boot file system")
+    }
+}
+
+/// Whether GRUB's main configuration reads a menu that is generated from the entries.
+fn sources_generated(place: &EntriesPlace) -> Result<bool> {
+    if place.loader != Loader::Grub {
+        return Ok(false);
+    }
+    let boot = match place.boot {
+        BootDir::Root => place.root.try_clone()?,
+        BootDir::Boot => place.root.open_dir("boot").context("opening boot")?,
+    };
+    let wanted = format!("loader/{ENTRIES}/{}", grub::GENERATED);
+    for path in ["grub2/grub.cfg", "grub/grub.cfg"] {
+        let text = sys::file::read_bytes(&boot, path, 1 << 24).with_context(|| format!("reading {path}"))?;
+        if text.is_some_and(|text| text.windows(wanted.len()).any(|part| part == wanted.as_bytes())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn owned((name, content): (&str, &str)) -> (String, String) {
     (name.to_owned(), content.to_owned())
 }
 
+fn is_ours(name: &str, content: &str) -> bool {
+    is_entry(name) && content.parse::<Entry>().is_ok_and(|entry| entry.is_ours())
+}
+
 /// The live entries that are ours and not among the next, in whatever case.
 fn superfluous<'a>(live: &'a Entries, next: &'a Entries) -> impl Iterator<Item = &'a str> {
-    let ours =
-        |name: &str, content: &str| is_entry(name) && content.parse::<Entry>().is_ok_and(|entry| entry.is_ours());
-    let old = move |(name, content): &(&str, &str)| ours(name, content) && !next.has_in_any_case(name);
+    let old = move |(name, content): &(&str, &str)| is_ours(name, content) && !next.has_in_any_case(name);
     live.files().filter(old).map(|(name, _)| name).filter(|name| *name != TRANSIT)
 }
 
 /// Puts a file in place by rename, its content on the disk before its name, both before returning.
 fn put(dir: &Dir, name: &str, content: &str) -> io::Result<()> {
-    let aside = ".composefs-finalize.new";
-    let written = sys::file::write(dir, aside, content.as_bytes())
+    let written = sys::file::write(dir, ASIDE, content.as_bytes())
         .and_then(|()| sys::sync::file_system(dir.open(".")?))
-        .and_then(|()| sys::rename::replace(dir, aside, name));
+        .and_then(|()| sys::rename::replace(dir, ASIDE, name));
     if written.is_err() {
-        _ = dir.remove_file(aside);
+        _ = sys::remove::file(dir, ASIDE);
     }
     written?;
     sys::sync::file_system(dir.open(".")?)

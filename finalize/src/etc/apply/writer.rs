@@ -8,20 +8,20 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx},
+    fs::{AtFlags, Mode, OFlags, StatxFlags, openat, readlinkat, statx},
     io::Errno,
 };
 
-use super::{Applied, Failed, Roots};
+use super::{Applied, Failed, Links, Roots};
 use crate::{
     etc::{
         merge::Take,
-        names::Names,
+        names::{Listing, Names, zip},
         plan::Step,
         scan::{self, Walker},
         tree::{Kind, Node, RelPath},
     },
-    sys,
+    sys::{self, flags::Flags},
 };
 
 /// A node, by its directory and its name.
@@ -29,6 +29,9 @@ type At<'a> = (BorrowedFd<'a>, &'a [u8]);
 
 /// How often a file that changes under the copy is copied.
 const TRIES: u32 = 3;
+
+/// How deep a directory may be that was a file when the plan was made.
+const DEPTH: u32 = 64;
 
 /// Where it reads from and writes to, with the directories open that it was in last.
 pub struct Writer<'a> {
@@ -85,7 +88,7 @@ impl<'a> Writer<'a> {
                 scan::Found::Node(node) => Ok(node),
                 _ => Err(Errno::NOENT.into()),
             };
-            let taken = take_leaf((from, name), (to, name), node, || self.roots.check());
+            let taken = take_leaf((from, name), (to, name), node, self.roots);
             let above = Some(dir).filter(|dir| !dir.as_bytes().is_empty());
             self.done.bytes_copied += taken.map_err(|error| (RelPath::child(above, name), error))?;
         }
@@ -100,7 +103,7 @@ impl<'a> Writer<'a> {
         }
         let from = self.new.parent_of(path)?;
         let (from, to) = ((from, path.name()), (to, path.name()));
-        self.done.bytes_copied += take_leaf(from, to, || Ok(node.clone()), || self.roots.check())?;
+        self.done.bytes_copied += take_leaf(from, to, || Ok(node.clone()), self.roots)?;
         Ok(())
     }
 
@@ -146,6 +149,7 @@ impl<'a> Writer<'a> {
         match copied {
             Ok(copied) => {
                 self.done.bytes_copied += copied.bytes;
+                self.done.flags.extend(copied.flags.map(|flags| (path.clone(), flags)));
                 if copied.moving {
                     self.done.moved.push(path.clone());
                 }
@@ -154,12 +158,50 @@ impl<'a> Writer<'a> {
                 }
                 Ok(())
             }
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => {
+            Err(error) if is_another(&error) => {
                 self.done.moved.push(path.clone());
-                Ok(())
+                self.copy_again(from_path, path, DEPTH)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What is in the live tree now, where the plan has something else: nothing any more, another kind of leaf, or a
+    /// directory with what is in it.
+    fn copy_again(&mut self, from_path: &RelPath, path: &RelPath, depth: u32) -> io::Result<()> {
+        self.roots.check()?;
+        let found = self.current.parent_of(from_path).and_then(|from| scan::node(from, from_path.name()));
+        let node = match found {
+            Ok(scan::Found::Node(node)) if !node.is_dir() || depth > 0 => node,
+            Ok(_) => return Ok(()),
+            Err(error) if is_another(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if !node.is_dir() {
+            let from = self.current.parent_of(from_path)?;
+            let to = self.output.parent_of(path)?;
+            return match copy((from, from_path.name()), (to, path.name()), &node, || self.roots.check()) {
+                Err(error) if is_another(&error) => Ok(()),
+                copied => {
+                    let copied = copied?;
+                    self.done.bytes_copied += copied.bytes;
+                    self.done.flags.extend(copied.flags.map(|flags| (path.clone(), flags)));
+                    Ok(())
+                }
+            };
+        }
+        sys::node::mkdir(self.output.parent_of(path)?, path.name())?;
+        let own = match self.current.dir(from_path).map(|dir| openat(dir, c".", scan::DIR, Mode::empty())) {
+            Ok(own) => own?,
+            Err(error) if is_another(&error) => return self.finish_dir(path, &node),
+            Err(error) => return Err(error),
+        };
+        let names = [Listing::read(&own)?, Listing::default(), Listing::default()];
+        for (name, _) in zip(&names) {
+            let [from, to] = [from_path, path].map(|dir| RelPath::child(Some(dir), name));
+            self.copy_again(&from, &to, depth - 1)?;
+        }
+        self.finish_dir(path, &node)
     }
 
     /// Owner, mode and times of a directory, once everything is in it.
@@ -172,32 +214,39 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot be, a copy
-/// of `node`. Returns the bytes that had to be copied.
-fn take_leaf(
-    from: At<'_>,
-    to: At<'_>,
-    node: impl FnOnce() -> io::Result<Node>,
-    may_go_on: impl Fn() -> io::Result<()>,
-) -> io::Result<u64> {
-    match sys::node::link(from.0, from.1, to.0, to.1) {
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {
-            copy(from, to, &node()?, may_go_on).map(|copied| copied.bytes)
+/// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot or shall not
+/// be, a copy of `node`. Returns the bytes that had to be copied.
+fn take_leaf(from: At<'_>, to: At<'_>, node: impl FnOnce() -> io::Result<Node>, roots: Roots<'_>) -> io::Result<u64> {
+    if roots.links == Links::Share {
+        match sys::node::link(from.0, from.1, to.0, to.1) {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {}
+            other => return other.map(|()| 0),
         }
-        other => other.map(|()| 0),
     }
+    copy(from, to, &node()?, || roots.check()).map(|copied| copied.bytes)
+}
+
+/// Whether something else is there than what was looked for.
+fn is_another(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR | Errno::NXIO))
 }
 
 struct Copied {
     bytes: u64,
     moving: bool,
+    flags: Option<Flags>,
 }
 
 fn copy(from: At<'_>, to: At<'_>, node: &Node, may_go_on: impl Fn() -> io::Result<()>) -> io::Result<Copied> {
     let copied = match &node.kind {
         Kind::Link(target) => {
-            sys::node::symlink(target, to.0, to.1)?;
-            Copied { bytes: 0, moving: false }
+            // What it points to is part of the plan; what is there may be another link, or no link.
+            let now = match readlinkat(from.0, from.1, Vec::new()) {
+                Err(Errno::INVAL) => return Err(Errno::ISDIR.into()),
+                now => now?,
+            };
+            sys::node::symlink(now.as_bytes(), to.0, to.1)?;
+            Copied { bytes: 0, moving: now.as_bytes() != target, flags: None }
         }
         _ => copy_file(from, to, node.mode, may_go_on)?,
     };
@@ -208,8 +257,13 @@ fn copy(from: At<'_>, to: At<'_>, node: &Node, may_go_on: impl Fn() -> io::Resul
 fn copy_file(from: At<'_>, to: At<'_>, mode: u32, may_go_on: impl Fn() -> io::Result<()>) -> io::Result<Copied> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let source = File::from(openat(from.0, from.1, flags, Mode::empty())?);
+    if !source.metadata()?.is_file() {
+        return Err(Errno::ISDIR.into());
+    }
+    let flags = sys::flags::get(&source)?;
     let target = File::from(sys::node::create(to.0, to.1, mode)?);
-    copy_while_it_changes(&source, &target, |source, target| sys::node::copy_bytes(source, target, &may_go_on))
+    let copy = |source: &File, target: &File| sys::node::copy_bytes(source, target, &may_go_on);
+    Ok(Copied { flags, ..copy_while_it_changes(&source, &target, copy)? })
 }
 
 /// Copies the bytes of `source` with `copy`, again where it changed meanwhile.
@@ -227,11 +281,11 @@ fn copy_while_it_changes(
         bytes = copy(source, target)?;
         let after = stamp()?;
         if after == before {
-            return Ok(Copied { bytes, moving: false });
+            return Ok(Copied { bytes, moving: false, flags: None });
         }
         before = after;
     }
-    Ok(Copied { bytes, moving: true })
+    Ok(Copied { bytes, moving: true, flags: None })
 }
 
 /// Owner, extended attributes, mode, times, in this order: a change of owner drops set-id bits and capabilities, and an

@@ -1,0 +1,182 @@
+//! One account file as lines: records by name, and every other line as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{File, names_in};
+
+/// A name, or any other field.
+pub type Field = Vec<u8>;
+
+/// A record: the fields of its line. subuid(5) and subgid(5) allow several lines of one name.
+pub type Record = Vec<Vec<Field>>;
+
+/// Records by name.
+pub type Records = BTreeMap<Field, Record>;
+
+/// A line of the file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Line {
+    /// The first line of this name's record.
+    Record(Field),
+    /// A line that is no record, without its newline.
+    Other(Vec<u8>),
+}
+
+impl Line {
+    /// Whether the line includes or excludes names of a directory service (nsswitch.conf(5), "Compatibility mode").
+    /// Such lines end the file: nothing behind `+` is found first.
+    pub fn is_compat(&self) -> bool {
+        matches!(self, Self::Other(line) if line.starts_with(b"+") || line.starts_with(b"-"))
+    }
+
+    /// Whether nothing is in the line. Blank lines have no identity: one is like the other.
+    pub fn is_blank(&self) -> bool {
+        matches!(self, Self::Other(line) if line.trim_ascii().is_empty())
+    }
+}
+
+/// A file's lines in order, and its records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Each name once.
+    pub(super) lines: Vec<Line>,
+    pub(super) records: Records,
+}
+
+impl Table {
+    /// The lines of `bytes`; nothing when `bytes` is no text (has a NUL).
+    pub fn parse(file: File, bytes: &[u8]) -> Option<Self> {
+        Self::read(file, bytes).map(|(table, _)| table)
+    }
+
+    /// The same, and a remark for each line that is neither a record, a comment, blank, nor of a directory service, and
+    /// for each name that stands twice. A remark names no content: `shadow` holds secrets.
+    ///
+    /// A second line of a name becomes one with the first where the lines are equal, or where both are of one number and
+    /// have members, which are joined. Any other second line stays as it is: what it says is not known to be the same.
+    pub fn read(file: File, bytes: &[u8]) -> Option<(Self, Vec<String>)> {
+        if bytes.contains(&0) {
+            return None;
+        }
+        let (mut table, mut remarks) = (Self::default(), vec![]);
+        let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+        let lines = text.split(|b| *b == b'\n').take(if bytes.is_empty() { 0 } else { usize::MAX });
+        for (number, line) in lines.enumerate() {
+            let other = Line::Other(line.to_vec());
+            let fields: Vec<Field> = line.split(|b| *b == b':').map(<[u8]>::to_vec).collect();
+            let name = &fields[0];
+            if other.is_compat() || other.is_blank() || line.starts_with(b"#") {
+                table.lines.push(other);
+            } else if fields.len() != file.shape().0 || name.is_empty() {
+                remarks.push(format!("{}: line {} is no record; it stays as it is", file.name(), number + 1));
+                table.lines.push(other);
+            } else if let Some(record) = table.records.get_mut(name) {
+                let several = matches!(file, File::Subuid | File::Subgid);
+                match (several, join(file, &mut record[0], &fields)) {
+                    (true, _) => record.push(fields),
+                    (false, joined) => {
+                        remarks.push(twice(file, name, joined));
+                        table.lines.extend((!joined).then_some(other));
+                    }
+                }
+            } else {
+                table.lines.push(Line::Record(name.clone()));
+                table.records.insert(name.clone(), vec![fields]);
+            }
+        }
+        Some((table, remarks))
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![];
+        let mut put = |line: &[u8]| {
+            bytes.extend_from_slice(line);
+            bytes.push(b'\n');
+        };
+        for line in &self.lines {
+            match line {
+                Line::Other(line) => put(line),
+                Line::Record(name) => {
+                    self.records.get(name).into_iter().flatten().for_each(|fields| put(&fields.join(&b':')));
+                }
+            }
+        }
+        bytes
+    }
+
+    /// The names in order.
+    pub fn names(&self) -> impl Iterator<Item = &Field> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Record(name) => Some(name),
+            Line::Other(_) => None,
+        })
+    }
+
+    /// Lines that are no records.
+    pub(super) fn others(&self) -> BTreeSet<&Line> {
+        self.lines.iter().filter(|line| matches!(line, Line::Other(_))).collect()
+    }
+
+    /// A table with `records`: the lines of `self` in their order, without names that `records` lacks and what `drops`
+    /// says; then what only `added` has, each line behind the one that it follows there; lines of directory services last.
+    pub(super) fn with(&self, records: Records, added: &Self, drops: impl Fn(&Line) -> bool) -> Self {
+        let stays = |line: &&Line| match line {
+            Line::Record(name) => records.contains_key(name),
+            Line::Other(_) => line.is_blank() || !drops(line),
+        };
+        let kept: Vec<&Line> = self.lines.iter().filter(stays).collect();
+        let known: BTreeSet<&Line> = self.lines.iter().collect();
+        let mut behind: BTreeMap<Option<&Line>, Vec<&Line>> = BTreeMap::new();
+        let (mut anchor, mut last) = (None, vec![]);
+        for line in added.lines.iter().filter(|line| !line.is_blank()) {
+            match () {
+                () if known.contains(line) => {
+                    anchor = if stays(&line) && !line.is_compat() { Some(line) } else { anchor };
+                }
+                () if !stays(&line) => {}
+                () if line.is_compat() => last.push(line),
+                () => behind.entry(anchor).or_default().push(line),
+            }
+        }
+        let mut lines: Vec<Line> = behind.remove(&None).into_iter().flatten().cloned().collect();
+        for line in kept.iter().filter(|line| !line.is_compat()) {
+            lines.push((*line).clone());
+            lines.extend(behind.remove(&Some(*line)).into_iter().flatten().cloned());
+        }
+        lines.extend(kept.into_iter().filter(|line| line.is_compat()).chain(last).cloned());
+        Self { lines, records }
+    }
+}
+
+/// Adds the members of a second line of the same name to its first; says whether the first now holds all of it.
+fn join(file: File, first: &mut [Field], second: &[Field]) -> bool {
+    let lists = file.shape().1;
+    if first == second {
+        return true;
+    }
+    if lists.is_empty() || (file == File::Group && first[2] != second[2]) {
+        return false;
+    }
+    for at in lists {
+        let mut all: Vec<&[u8]> = names_in(&first[*at]).collect();
+        let seen: BTreeSet<&[u8]> = all.iter().copied().collect();
+        let more: Vec<_> = names_in(&second[*at]).filter(|name| !seen.contains(name)).collect();
+        if !more.is_empty() {
+            all.extend(more);
+            first[*at] = all.join(&b',');
+        }
+    }
+    true
+}
+
+fn twice(file: File, name: &[u8], joined: bool) -> String {
+    let name = super::text(name);
+    match joined {
+        true if file.shape().1.is_empty() => {
+            format!("{}: {name} stood twice, in equal lines; it is one now", file.name())
+        }
+        true => format!("{}: {name} stood twice; it is one line now, with the members of both", file.name()),
+        false => format!("{}: {name} stands twice with different fields; both lines stay", file.name()),
+    }
+}
