@@ -90,7 +90,7 @@ fn boot_of_systemd_boot(host: &Host) -> Result<Option<Dir>> {
 }
 
 /// The directory that holds GRUB's files, and where it is within its file system.
-fn boot_dir(host: &Host) -> Result<(BootDir, Dir)> {
+pub(super) fn boot_dir(host: &Host) -> Result<(BootDir, Dir)> {
     if let Some(path) = &host.ambient.boot {
         return Ok((BootDir::Root, opened(host, path)?));
     }
@@ -155,7 +155,7 @@ fn mounted(access: Access, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd>
 }
 
 /// The ESPs, each mounted privately.
-fn esps(host: &Host) -> Result<Vec<Dir>> {
+pub(super) fn esps(host: &Host) -> Result<Vec<Dir>> {
     let given = &host.ambient.esp;
     let found = if given.is_empty() { devices::esps(&host.ambient.sys, root_device(host))? } else { given.clone() };
     found.iter().map(|path| esp_at(host, path)).collect()
