@@ -26,6 +26,7 @@ mod frozen;
 mod fuzz;
 mod machine;
 mod order;
+mod pins;
 mod tidy;
 mod units;
 mod words;
