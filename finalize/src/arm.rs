@@ -15,6 +15,7 @@ use crate::{
     lock::Lock,
     pending::{self, Reminder, Waiting},
     record::{Ending, NextBoot, Record},
+    staged::Marker,
     stop::Stop,
 };
 
@@ -23,10 +24,8 @@ use crate::{
 pub enum Armed {
     /// No update is waiting.
     Nothing,
-    /// The marker is there already.
-    Marked(DeploymentId),
-    /// The same, and the deployment must not be finalized yet.
-    Locked(DeploymentId),
+    /// The marker is there, or was restored with its lock.
+    Marked(Marker),
     /// The marker was restored.
     Resumed(DeploymentId),
     /// Somebody has removed the marker in this boot: the update is forgotten.
@@ -41,8 +40,7 @@ impl fmt::Display for Armed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("nothing is staged"),
-            Self::Marked(id) => write!(f, "update {} is staged; the next shutdown finalizes it", id.short()),
-            Self::Locked(id) => write!(f, "update {} is staged but locked; it waits until it is unlocked", id.short()),
+            Self::Marked(marker) => f.write_str(&staged(marker)),
             Self::Resumed(id) => write!(f, "resumed update {}, staged before the last restart", id.short()),
             Self::Cancelled(id) => write!(f, "forgot update {}: its marker was removed", id.short()),
             Self::Forgotten(id, why) => {
@@ -77,8 +75,7 @@ pub fn arm(host: &Host, stop: &Stop) -> Result<Armed> {
     match Waiting::find(host)? {
         Waiting::Staged(marker) => {
             pending::remember(host, &marker)?;
-            let armed = if marker.finalization_locked { Armed::Locked } else { Armed::Marked };
-            return Ok(armed(marker.depl_id));
+            return Ok(Armed::Marked(marker));
         }
         Waiting::Cancelled(id) => return pending::drop_all(host).map(|()| Armed::Cancelled(id)),
         // A marker of the booted deployment is left over from a soft reboot.
@@ -89,8 +86,7 @@ pub fn arm(host: &Host, stop: &Stop) -> Result<Armed> {
         Reminder::Nothing | Reminder::Booted => Armed::Nothing,
         Reminder::Staged(marker) => {
             pending::resume(host, &marker)?;
-            let armed = if marker.finalization_locked { Armed::Locked } else { Armed::Resumed };
-            armed(marker.depl_id)
+            if marker.finalization_locked { Armed::Marked(marker) } else { Armed::Resumed(marker.depl_id) }
         }
         Reminder::Gone(id, why) => {
             pending::drop_all(host)?;
@@ -98,6 +94,15 @@ pub fn arm(host: &Host, stop: &Stop) -> Result<Armed> {
         }
         Reminder::Unknown(id, why) => Armed::Unknown(id, why),
     })
+}
+
+/// A sentence about a deployment that waits for a shutdown.
+fn staged(marker: &Marker) -> String {
+    let id = marker.depl_id.short();
+    match marker.finalization_locked {
+        true => format!("update {id} is staged but locked; it waits until it is unlocked"),
+        false => format!("update {id} is staged; the next shutdown finalizes it"),
+    }
 }
 
 /// What became of the last finalization.
@@ -113,16 +118,16 @@ pub enum Verdict {
     NotRestarted(DeploymentId),
     /// The deployment has its merged /etc, and the boot entries are not ours to change.
     Merged(DeploymentId),
-    /// A deployment waits for the next shutdown.
-    Waiting(DeploymentId),
+    /// A deployment is staged.
+    Waiting(Marker),
     /// The finalization of the deployment did not come to its end.
     Unfinished {
         /// The deployment.
         id: DeploymentId,
         /// The step that was reached, and why no further.
         how: String,
-        /// Whether the deployment is still staged.
-        staged: bool,
+        /// The marker, where the deployment is still staged.
+        marker: Option<Marker>,
     },
 }
 
@@ -143,12 +148,15 @@ impl fmt::Display for Verdict {
                 write!(f, "{} has its merged /etc, and another deployment has booted: ", id.short())?;
                 f.write_str("the boot entries are left alone ([boot] update = false in config.toml)")
             }
-            Self::Waiting(id) => write!(f, "update {} is staged; the next shutdown finalizes it", id.short()),
-            Self::Unfinished { id, how, staged } => {
+            Self::Waiting(marker) => f.write_str(&staged(marker)),
+            Self::Unfinished { id, how, marker } => {
                 write!(f, "the finalization of {} {how}; ", id.short())?;
-                f.write_str(match staged {
-                    true => "it is tried again at the next shutdown",
-                    false => "the update is no longer staged: stage it again",
+                f.write_str(match marker {
+                    Some(marker) if marker.finalization_locked => {
+                        "the update is locked, and waits until it is unlocked"
+                    }
+                    Some(_) => "it is tried again at the next shutdown",
+                    None => "the update is no longer staged: stage it again",
                 })
             }
         }
@@ -184,7 +192,7 @@ pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
     let verdict = match &record {
         _ if reminded || is_of_booted && told.as_ref() != Some(booted) => Verdict::Booted(booted.clone()),
         Some(record) if told.is_none() => judge(host, record)?,
-        _ => waiting(host)?.map_or(Verdict::Nothing, Verdict::Waiting),
+        _ => host.marker()?.map_or(Verdict::Nothing, Verdict::Waiting),
     };
     let keeps = record.as_ref().is_some_and(|record| is_of_booted && record.keep_original);
     if let Err(error) = finish(host, keeps, reminded || matches!(verdict, Verdict::Booted(_))) {
@@ -206,29 +214,24 @@ pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
 
 /// What `record`, which is of another deployment than the booted one and was not judged yet, came to.
 fn judge(host: &Host, record: &Record) -> Result<Verdict> {
-    let waiting = waiting(host)?;
+    let waiting = host.marker()?;
     let Some(to) = record.to.clone() else {
         return Ok(waiting.map_or(Verdict::Nothing, Verdict::Waiting));
     };
     Ok(match (&record.outcome, waiting) {
-        (_, Some(id)) if id != to => Verdict::Waiting(id),
+        (_, Some(marker)) if marker.depl_id != to => Verdict::Waiting(marker),
         (Ending::Finalized | Ending::Merged, None) if pending::met(host)?.as_ref() == Some(&to) => {
             Verdict::NotRestarted(to)
         }
         (Ending::Finalized, None) => Verdict::NotBooted(to),
         (Ending::Merged, None) => Verdict::Merged(to),
-        (_, waiting) => {
+        (_, marker) => {
             let (step, why) = (record.step.name(), record.error.join(": "));
             let how =
                 if why.is_empty() { format!("ended at step {step}") } else { format!("ended at step {step}: {why}") };
-            Verdict::Unfinished { id: to, how, staged: waiting.is_some() }
+            Verdict::Unfinished { id: to, how, marker }
         }
     })
-}
-
-/// The deployment that the next shutdown finalizes.
-fn waiting(host: &Host) -> Result<Option<DeploymentId>> {
-    Ok(host.marker()?.map(|marker| marker.depl_id))
 }
 
 /// What is left to do for the booted deployment. Its reminder goes first: no later boot begins again with a directory that is

@@ -66,9 +66,9 @@ impl Cli {
         match self.command {
             Command::Staged { dry_run: false, json, ambient } => return report::staged(&ambient, json, out),
             Command::Staged { dry_run: true, json, ambient } => {
-                report::plan(&Host::open(&ambient, Access::Read)?, etc::Form { json, content: false }, out)?;
+                return report::dry_run(&Host::open(&ambient, Access::Read)?, json, out);
             }
-            Command::Plan { form, ambient } => report::plan(&Host::open(&ambient, Access::Read)?, form, out)?,
+            Command::Plan { form, ambient } => return report::plan(&Host::open(&ambient, Access::Read)?, form, out),
             Command::Status { json, ambient } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
             Command::Arm(ambient) => report::arm(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Report(ambient) => report::report(&Host::open(&ambient, Access::Write)?, out)?,

@@ -12,6 +12,7 @@ pub mod policy;
 pub mod read;
 pub mod scan;
 pub mod tree;
+pub mod view;
 
 use std::{io, os::fd::BorrowedFd};
 

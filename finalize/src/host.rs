@@ -259,7 +259,8 @@ pub fn booted_id(ambient: &Ambient) -> Result<DeploymentId> {
 fn booted(ambient: &Ambient) -> Result<(Target, Root)> {
     let none = "this system is not booted from a composefs deployment";
     if let Some(text) = &ambient.cmdline {
-        let target = Target::find(text).with_context(|| format!("{none}: no composefs= in {text:?}"))?;
+        let target = Target::find(text)
+            .with_context(|| format!("{none}: no composefs= in the command line \"{}\"", text.trim().escape_debug()))?;
         return Ok((target, Root::Other));
     }
     let text = std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
@@ -280,7 +281,7 @@ fn booted(ambient: &Ambient) -> Result<(Target, Root)> {
     }
     match named {
         Some(named) if root.as_ref().is_some_and(|root| root.fs_type == "overlay") => Ok((named, Root::Other)),
-        Some(_) => bail!("{none}: the kernel command line names one, but / is mounted from {source:?}"),
+        Some(_) => bail!("{none}: the kernel command line names one, but / is mounted from {source}"),
         None => bail!("{none}: neither the mount of / nor the kernel command line names one"),
     }
 }

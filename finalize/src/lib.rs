@@ -188,9 +188,7 @@ fn take_down(plan: &Plan, record: &mut Record) {
     record.skipped = plan.skipped.iter().map(ToString::to_string).collect();
     record.metrics.files_processed = plan.steps.len() as u64 + plan.quiet.followed;
     record.metrics.merge_operations = record.metrics.files_processed - image;
-    let refused = plan.refused.iter();
-    let line = |path: &_| format!("/etc/{path}: conflict, and [[etc.rule]] keep = \"fail\": update not applied");
-    record.error.extend(refused.map(line));
+    record.error.extend(plan.refusals());
 }
 
 /// The three trees of a machine.
@@ -232,17 +230,27 @@ impl EtcTrees {
     }
 }
 
-/// Hands the merge into the staged deployment to `show`; writes nothing. Without a merge, `show` is not called.
+/// What a finalization would do to /etc.
+#[derive(Debug)]
+pub enum Preview<'a> {
+    /// The merge, planned.
+    Merge(&'a Merge<'a>),
+    /// Nothing: a word for programs, and a line for people.
+    Nothing(&'static str, String),
+}
+
+/// Hands what a finalization would do to /etc to `show`, once; writes nothing.
 ///
 /// # Errors
 ///
 /// Those of reading, and those of `show`.
-pub fn preview(host: &Host, marker: &Marker, show: &mut dyn FnMut(&Merge<'_>) -> Result<()>) -> Result<()> {
+pub fn preview(host: &Host, marker: &Marker, show: &mut dyn FnMut(Preview<'_>) -> Result<()>) -> Result<()> {
     let staged = Deployment::open(&host.sysroot, &marker.depl_id)?;
+    let config = host.config(&mut vec![]);
     let mut notes = vec![];
-    let config = host.config(&mut notes);
-    match EtcTrees::open(host, &staged, &config, &mut notes)? {
-        Some(trees) => show(&Merge::plan(trees.sources(), &config.policy)?),
-        None => Ok(()),
-    }
+    let Some(trees) = EtcTrees::open(host, &staged, &config, &mut notes)? else {
+        let reason = if config.merge_etc { "transient-etc" } else { "merge-disabled" };
+        return show(Preview::Nothing(reason, notes.join("; ")));
+    };
+    show(Preview::Merge(&Merge::plan(trees.sources(), &config.policy)?))
 }

@@ -222,6 +222,19 @@ impl Disk {
         for dir in dirs.iter().filter(|_| loader == Loader::Grub) {
             let entries: Entries = self.grub.files(dir)?.into_iter().collect();
             let text = entries.get(boot::grub::GENERATED);
+            let main = self.grub.read(&self.in_boot(&format!("{}/grub.cfg", layout::GRUB)))?.unwrap_or_default();
+            let sourced = format!("{}/{}/{}", layout::LOADER, layout::ENTRIES, boot::grub::GENERATED);
+            if text.is_none()
+                && dir.ends_with(layout::ENTRIES)
+                && main.contains(&sourced)
+                && !main.contains(".conf; do")
+            {
+                wrong.push(format!(
+                    "{dir}/{} is missing, and {}/grub.cfg reads nothing else: GRUB ends at its prompt",
+                    boot::grub::GENERATED,
+                    layout::GRUB
+                ));
+            }
             if text.is_some_and(|text| text != boot::grub::menuentries(&entries)) {
                 wrong.push(format!("{dir}/{} is not made from the entries beside it", boot::grub::GENERATED));
             }

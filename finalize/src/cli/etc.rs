@@ -13,7 +13,12 @@ use clap::{Args, Subcommand};
 
 use crate::{
     config::Config,
-    etc::{Merge, Sources, diff},
+    etc::{
+        Merge, Sources,
+        diff::{self, Diff},
+        plan::Plan,
+        view::View,
+    },
     host::open,
     stop::Stop,
 };
@@ -62,7 +67,7 @@ pub struct Trees {
 }
 
 /// How a plan is printed.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Form {
     /// Print JSON
     #[arg(long)]
@@ -70,29 +75,63 @@ pub struct Form {
     /// Show what becomes of the content of text files
     #[arg(long)]
     pub content: bool,
+    /// List each path that the image adds, changes or removes, not only how many there are
+    #[arg(long)]
+    pub all: bool,
 }
 
 impl Form {
-    /// Prints the plan of `merge`.
+    /// Prints what `merge` does, and on standard error why it must not. `extra` goes into the JSON.
     ///
     /// # Errors
     ///
     /// Those of reading files and of writing.
-    pub fn print(self, merge: &Merge<'_>, out: &mut dyn Write) -> Result<()> {
+    pub fn print(self, merge: &Merge<'_>, extra: serde_json::Value, out: &mut dyn Write) -> Result<ExitCode> {
+        let view = View::of(merge)?;
         if self.json {
-            let mut plan = merge.plan.to_json();
+            let mut plan = view.to_json();
+            plan["reason"] = serde_json::Value::Null;
             if self.content {
-                plan["content"] = serde_json::to_value(diff::all(merge)?)?;
+                plan["content"] = serde_json::to_value(diff::all(&view)?)?;
             }
-            return Ok(writeln!(out, "{plan:#}")?);
+            if let (Some(plan), serde_json::Value::Object(extra)) = (plan.as_object_mut(), extra) {
+                plan.extend(extra);
+            }
+            writeln!(out, "{plan:#}")?;
+        } else {
+            self.print_content(&view, out)?;
+            view.print(out, std::io::IsTerminal::is_terminal(&std::io::stdout()).into(), self.all)?;
         }
+        let mut refused = false;
+        for line in merge.plan.refusals() {
+            refused = true;
+            writeln!(std::io::stderr(), "{line}")?;
+        }
+        Ok(if refused { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    }
+
+    fn print_content(self, view: &View<'_>, out: &mut dyn Write) -> Result<()> {
         if self.content {
-            for (path, text) in diff::all(merge)? {
-                writeln!(out, "--- /etc/{path}, the image's\n+++ /etc/{path}, merged\n{text}")?;
+            for Diff { path, from, to, diff } in diff::all(view)? {
+                writeln!(out, "--- /etc/{path}, {from}\n+++ /etc/{path}, {to}\n{diff}")?;
             }
         }
-        merge.plan.print(out, std::io::IsTerminal::is_terminal(&std::io::stdout()).into())?;
         Ok(())
+    }
+
+    /// Says that there is nothing to merge: `reason` for programs, `text` for people.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn nothing(self, reason: &str, text: &str, out: &mut dyn Write) -> Result<()> {
+        if !self.json {
+            return Ok(writeln!(out, "{text}")?);
+        }
+        let mut plan = Plan::default().to_json();
+        plan["reason"] = reason.into();
+        plan["message"] = text.into();
+        Ok(writeln!(out, "{plan:#}")?)
     }
 }
 
@@ -112,18 +151,16 @@ impl Etc {
         }
         let sources = Sources { pristine: Some(pristine.as_fd()), current: current.as_fd(), new: new.as_fd() };
         let merge = Merge::plan(sources, &config.policy)?;
-        let refused = !merge.plan.refused.is_empty();
         match self {
-            Self::Plan { form, .. } => form.print(&merge, out)?,
+            Self::Plan { form, .. } => form.print(&merge, serde_json::Value::Null, out),
             Self::Merge { output, conflicts, json, .. } => {
-                if !refused {
+                if merge.plan.refused.is_empty() {
                     let stop = Stop::at_signal().context("listening for signals")?;
                     write_merged(&merge, &output, conflicts, &stop)?;
                 }
-                Form { json, content: false }.print(&merge, out)?;
+                Form { json, ..Form::default() }.print(&merge, serde_json::Value::Null, out)
             }
         }
-        Ok(if refused { ExitCode::from(3) } else { ExitCode::SUCCESS })
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::etc::Form;
 use crate::{
+    Preview,
     arm::{self, Report, Verdict},
     finalize,
     host::{Ambient, Host},
@@ -13,6 +14,7 @@ use crate::{
     outcome::Outcome,
     preview,
     record::{Ending, Step},
+    staged::Marker,
     status::Status,
     stop::{Limit, Stop},
 };
@@ -123,16 +125,47 @@ pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// Prints what a finalization would do to /etc.
+/// Prints what a finalization would do to /etc, also where the deployment is still locked.
 ///
 /// # Errors
 ///
 /// Those of reading.
-pub fn plan(host: &Host, form: Form, out: &mut dyn Write) -> Result<()> {
+pub fn plan(host: &Host, form: Form, out: &mut dyn Write) -> Result<ExitCode> {
     let Some(marker) = host.marker()? else {
-        return Ok(writeln!(out, "nothing is staged")?);
+        form.nothing("nothing-staged", "nothing is staged", out)?;
+        return Ok(ExitCode::SUCCESS);
     };
-    preview(host, &marker, &mut |merge| form.print(merge, out))
+    let mut code = ExitCode::SUCCESS;
+    let locked = marker.finalization_locked;
+    if locked && !form.json {
+        writeln!(out, "note   {}", is_locked(&marker))?;
+    }
+    preview(host, &marker, &mut |preview| {
+        match preview {
+            Preview::Merge(merge) => code = form.print(merge, serde_json::json!({ "locked": locked }), out)?,
+            Preview::Nothing(reason, text) => form.nothing(reason, &text, out)?,
+        }
+        Ok(())
+    })?;
+    Ok(code)
+}
+
+/// Prints what `staged` would do to /etc now.
+///
+/// # Errors
+///
+/// Those of reading.
+pub fn dry_run(host: &Host, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
+    let form = Form { json, ..Form::default() };
+    match host.marker()? {
+        Some(marker) if marker.finalization_locked => form.nothing("locked", &is_locked(&marker), out)?,
+        _ => return plan(host, form, out),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_locked(marker: &Marker) -> String {
+    format!("{} is staged but locked: not finalized", marker.depl_id.short())
 }
 
 /// Prints the state of the machine.

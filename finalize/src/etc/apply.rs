@@ -218,7 +218,10 @@ fn put_beside(plan: &Plan, current: &Tree, writer: &mut Writer<'_>) -> Result<()
 /// As [`apply`].
 pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applied, Failed> {
     let mut writer = Writer::new(roots);
-    let wanted = |path: &RelPath| plan.aside.iter().any(|top| path == top || path.is_below(top) || top.is_below(path));
+    let holds = |path: &RelPath| plan.aside.range::<RelPath, _>(path..).next().is_some_and(|top| top.is_below(path));
+    let is_in =
+        |path: &RelPath| std::iter::successors(Some(path.clone()), RelPath::parent).any(|p| plan.aside.contains(&p));
+    let wanted = |path: &RelPath| holds(path) || is_in(path);
     let nodes = carried(plan, current.nodes.iter().filter(|(path, _)| wanted(path)));
     for (path, node) in &nodes {
         writer.take_current(path, node).map_err(|error| ((*path).clone(), error))?;
@@ -231,6 +234,7 @@ pub fn set_aside(plan: &Plan, current: &Tree, roots: Roots<'_>) -> Result<Applie
 
 /// Local nodes without those that are never carried and what is below these.
 fn carried<'a>(plan: &Plan, nodes: impl Iterator<Item = (&'a RelPath, &'a Node)>) -> Vec<(&'a RelPath, &'a Node)> {
-    let skipped = |path: &RelPath| plan.skipped.iter().any(|top| path == top || path.is_below(top));
+    let is_top = |path: &RelPath| plan.skipped.binary_search(path).is_ok();
+    let skipped = |path: &RelPath| std::iter::successors(Some(path.clone()), RelPath::parent).any(|path| is_top(&path));
     nodes.filter(|(path, _)| !skipped(path)).collect()
 }

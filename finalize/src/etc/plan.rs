@@ -4,6 +4,7 @@
 //! else is equal, and of the new tree only where the live one was changed.
 
 mod choose;
+mod decide;
 mod flagged;
 mod generated;
 mod print;
@@ -20,13 +21,17 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    merge::{Reason, Shape, Sides, Take, resolve},
+    merge::{Reason, Take},
     names::Names,
     policy::Policy,
     tree::{Kind, Node, RelPath, Tree},
 };
 
+use decide::{Changes, Context};
+
+pub use decide::same;
 pub use print::Colour;
+pub(crate) use print::kind;
 
 /// A tree of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,10 +113,8 @@ pub struct Plan {
     pub beside: BTreeMap<RelPath, RelPath>,
     /// Bytes of the local nodes that are kept elsewhere than in their place.
     elsewhere: u64,
-    /// Local nodes that won a type conflict: everything below them is local.
-    kept: BTreeSet<RelPath>,
-    /// Conflicts that are set to `fail`: the merge must not be carried out.
-    pub refused: Vec<RelPath>,
+    /// Conflicts that are set to `fail`, with the setting that says so: the merge must not be carried out.
+    pub refused: BTreeMap<RelPath, &'static str>,
     /// What is never carried: sockets, fifos, devices, lock files.
     pub skipped: Vec<RelPath>,
     /// What a person should know of account records.
@@ -149,13 +152,21 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     let (ignored, paths): (BTreeSet<_>, BTreeSet<_>) = paths.into_iter().partition(|path| policy.ignores(path));
     let changes = Changes::find(trees, &paths, bytes)?;
     let mut plan = Plan { root: root_node(trees), quiet, skipped: trees.current.skipped.clone(), ..Plan::default() };
+    let mut taken = choose::Taken::default();
+    // The directories on the way down to the path whose turn it is, each with what it says of what is in it.
+    let mut above: Vec<(&RelPath, Context)> = vec![];
     // With all below them.
     let is_top = |path: &&RelPath| path.parent().is_none_or(|above| !policy.ignores(&above));
     plan.skipped.extend(ignored.into_iter().filter(is_top).cloned());
     for path in paths {
-        let mut step = decide(&plan, trees, &changes, path);
-        plan.choose(policy, path, &mut step, trees);
+        while above.pop_if(|(dir, _)| !path.is_below(dir)).is_some() {}
+        let context = above.last().map_or(Context::Free, |(_, context)| *context);
+        let mut step = decide::decide(context, trees, &changes, path);
+        if !context.is_settled() {
+            plan.choose(&mut taken, (policy, trees), path, &mut step);
+        }
         plan.follow_if_generated(policy, path, &mut step, trees);
+        above.push((path, context.inherit(Context::below(&plan, path, &step))));
         if step.node.is_some() {
             plan.keep_parents(trees, path, step.take);
         }
@@ -178,141 +189,21 @@ fn root_node(trees: &Trees) -> Option<Node> {
     }
 }
 
-/// Which paths differ between sides.
-struct Changes<'a> {
-    current: BTreeSet<&'a RelPath>,
-    new: BTreeSet<&'a RelPath>,
-    equal: BTreeSet<&'a RelPath>,
-}
-
-impl<'a> Changes<'a> {
-    fn find(
-        trees: &'a Trees,
-        paths: &BTreeSet<&'a RelPath>,
-        bytes: &mut dyn SameBytes,
-    ) -> Result<Self, (RelPath, io::Error)> {
-        let mut found = Self { current: BTreeSet::new(), new: BTreeSet::new(), equal: BTreeSet::new() };
-        let mut shapes_differ = Vec::new();
-        for &path in paths {
-            let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
-            let mut same = |one, other| same(one, other, path, bytes).map_err(|error| (path.clone(), error));
-            let skipped = trees.current.skipped.binary_search(path).is_ok();
-            if !skipped && same((Side::Pristine, p), (Side::Current, c))? {
-                continue;
-            }
-            found.current.insert(path);
-            if !same((Side::Pristine, p), (Side::New, n))? {
-                found.new.insert(path);
-            }
-            if same((Side::Current, c), (Side::New, n))? {
-                found.equal.insert(path);
-            }
-            shapes_differ.extend((shape(c) != shape(p)).then_some(path));
-        }
-        // A directory that went away locally hides what the image changed below it: those paths were not compared.
-        for top in shapes_differ {
-            for &path in paths.range::<RelPath, _>(top..).skip(1).take_while(|path| path.is_below(top)) {
-                let [p, n] = [&trees.pristine, &trees.new].map(|tree| tree.nodes.get(path));
-                let equal = same((Side::Pristine, p), (Side::New, n), path, bytes);
-                if !equal.map_err(|error| (path.clone(), error))? {
-                    found.new.insert(path);
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    fn below(set: &BTreeSet<&'a RelPath>, top: &'a RelPath) -> bool {
-        set.range::<RelPath, _>(top..).find(|path| **path != top).is_some_and(|path| path.is_below(top))
-    }
-}
-
-fn same(
-    (one_side, one): (Side, Option<&Node>),
-    (other_side, other): (Side, Option<&Node>),
-    path: &RelPath,
-    bytes: &mut dyn SameBytes,
-) -> io::Result<bool> {
-    match (one, other) {
-        (None, None) => Ok(true),
-        (Some(one), Some(other)) if one.same_but_bytes(other) => match (&one.kind, &other.kind) {
-            (Kind::File { size: 0, .. }, _) => Ok(true),
-            (Kind::File { inode: a, .. }, Kind::File { inode: b, .. }) if a == b => Ok(true),
-            (Kind::File { .. }, _) => bytes.same_bytes(one_side, other_side, path),
-            _ => Ok(true),
-        },
-        _ => Ok(false),
-    }
-}
-
-fn shape(node: Option<&Node>) -> Shape {
-    match node {
-        None => Shape::Absent,
-        Some(node) if node.is_dir() => Shape::Dir,
-        Some(_) => Shape::Leaf,
-    }
-}
-
-fn decide<'a>(plan: &Plan, trees: &'a Trees, changes: &Changes<'a>, path: &'a RelPath) -> Step {
-    let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
-    let is_below = |top: &RelPath| path.is_below(top);
-    if plan.moved().any(is_below) {
-        // Below a type conflict everything is the image's; what was local is set aside as a whole.
-        return Step { take: Take::New, reason: Reason::Image, node: n.cloned(), content: None };
-    }
-    if plan.kept.iter().any(|top| path.is_below(top)) {
-        return Step { take: Take::Current, reason: Reason::Local, node: c.cloned(), content: None };
-    }
-    let parent = path.parent().and_then(|parent| plan.steps.get(&parent));
-    if let Some(parent) = parent.filter(|step| !step.node.as_ref().is_some_and(Node::is_dir)) {
-        // Nothing can be below what is no directory; what was, went with it.
-        let hidden = match parent.take {
-            Take::Current if parent.reason != Reason::TypeConflict && changes.new.contains(path) && n.is_some() => {
-                Reason::RemovedConflict
-            }
-            // Nobody has it any more, whatever became of what was above it.
-            _ if parent.reason.is_conflict() && c.is_none() && n.is_none() => Reason::Converged,
-            _ => parent.reason,
-        };
-        let dropped = parent.take == Take::New && parent.node.is_none();
-        let kept_for_children = dropped && changes.current.contains(path) && c.is_some();
-        if !kept_for_children {
-            return Step { take: parent.take, reason: hidden, node: None, content: None };
-        }
-    }
-    let sides = Sides {
-        current: shape(c),
-        new: shape(n),
-        current_changed: changes.current.contains(path)
-            || (shape(c) == Shape::Dir && shape(n) == Shape::Leaf && Changes::below(&changes.current, path)),
-        new_changed: changes.new.contains(path)
-            || (shape(p) == Shape::Dir && shape(n) == Shape::Leaf)
-            || (shape(n) == Shape::Dir && shape(c) == Shape::Leaf && Changes::below(&changes.new, path)),
-        equal: changes.equal.contains(path),
-    };
-    let reason = if is_local_identity(path, c) { Reason::Local } else { resolve(sides) };
-    let node = match reason.take() {
-        Take::New => n,
-        Take::Current => c,
-    };
-    Step { take: reason.take(), reason, node: node.cloned(), content: None }
-}
-
-/// A machine keeps its id, whatever an image ships (machine-id(5)); an empty file, or `uninitialized`, is no id.
-fn is_local_identity(path: &RelPath, current: Option<&Node>) -> bool {
-    let real = |node: &Node| matches!(node.kind, Kind::File { size: 32..=33, .. });
-    path.as_bytes() == b"machine-id" && current.is_some_and(real)
-}
-
 impl Plan {
     /// The paths that a person has to be told about, with the reason.
     pub fn conflicts(&self) -> impl Iterator<Item = (&RelPath, Reason)> {
         self.steps.iter().filter(|(_, step)| step.reason.is_conflict()).map(|(path, step)| (path, step.reason))
     }
 
-    /// Local nodes that are kept elsewhere than in their place, each with all below it.
-    fn moved(&self) -> impl Iterator<Item = &RelPath> {
-        self.aside.iter().chain(self.beside.keys())
+    /// Why the merge must not be carried out, a line a path.
+    pub fn refusals(&self) -> impl Iterator<Item = String> {
+        self.refused.iter().map(|(path, setting)| format!("/etc/{path}: conflict, and {setting}: update not applied"))
+    }
+
+    /// Whether a local node, or one above it, is kept elsewhere than in its place.
+    pub fn is_elsewhere(&self, path: &RelPath) -> bool {
+        let is_top = |path: &RelPath| self.aside.contains(path) || self.beside.contains_key(path);
+        is_top(path) || std::iter::successors(path.parent(), RelPath::parent).any(|above| is_top(&above))
     }
 
     /// The local files whose bytes are carried over, wherever to.
@@ -321,9 +212,8 @@ impl Plan {
             let step = self.steps.get(path);
             step.is_some_and(|step| step.take == Take::Current && step.node.is_some() && step.content.is_none())
         };
-        let elsewhere = |path: &RelPath| self.moved().any(|top| path == top || path.is_below(top));
         let files = current.nodes.iter().filter(|(_, node)| matches!(node.kind, Kind::File { .. }));
-        files.map(|(path, _)| path).filter(move |path| in_place(path) || elsewhere(path))
+        files.map(|(path, _)| path).filter(move |path| in_place(path) || self.is_elsewhere(path))
     }
 
     /// How many bytes have to be written: local files, in place or elsewhere, merged ones, and a block a directory.

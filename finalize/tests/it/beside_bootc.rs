@@ -228,6 +228,8 @@ fn a_lock_outlives_a_power_cut() {
     machine.reboot();
     assert!(machine.ok(&["arm"]).contains("staged but locked"));
     assert_eq!(fs::read_to_string(marker(&machine)).unwrap(), locked);
+    assert!(machine.ok(&["report"]).contains("the update is locked, and waits until it is unlocked"));
+    assert!(machine.ok(&["report"]).contains("staged but locked"));
     assert!(machine.ok(&["staged"]).contains("locked: not finalized"));
     assert_eq!(first(&machine).as_deref(), Some("a"));
     // Unlocked, and once more without the path unit: `staged` itself writes the lock down.

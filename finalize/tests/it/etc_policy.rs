@@ -69,16 +69,21 @@ fn account_files_can_be_merged_as_files_and_paths_be_ignored() {
 
 #[test]
 fn a_conflict_that_is_set_to_fail_refuses_before_the_first_write() {
-    for (config, [p, c, n]) in [
-        ("[etc]\ntype-clash = \"fail\"\n", CLASH),
-        ("[[etc.rule]]\npath = \"**\"\nkeep = \"fail\"\n", [&["a=1"][..], &["a=2"], &["a=3"]]),
+    for (config, [p, c, n], why) in [
+        ("[etc]\ntype-clash = \"fail\"\n", CLASH, "/etc/x: conflict, and [etc] type-clash = \"fail\""),
+        (
+            "[[etc.rule]]\npath = \"**\"\nkeep = \"fail\"\n",
+            [&["a=1"][..], &["a=2"], &["a=3"]],
+            "/etc/a: conflict, and [[etc.rule]] keep = \"fail\"",
+        ),
     ] {
         let dir = tempfile::tempdir().unwrap();
         trees(dir.path(), p, c, n);
         for (command, more) in [("plan", &[][..]), ("merge", &["--output", "m"])] {
             let output = run(dir.path(), command, config, more);
             assert_eq!(output.status.code(), Some(3));
-            assert!(String::from_utf8_lossy(&output.stdout).contains("REFUSED"));
+            assert_eq!(String::from_utf8_lossy(&output.stderr), format!("{why}: update not applied\n"));
+            assert!(String::from_utf8_lossy(&output.stdout).contains("1 conflict\n"));
         }
         assert!(!dir.path().join("m").exists() && !dir.path().join("m.conflicts").exists());
     }
@@ -95,11 +100,16 @@ fn a_plan_is_printed_as_json_and_with_content() {
     assert_eq!(plan["schema"], 1);
     let paths = plan["paths"].as_array().unwrap();
     let row = |path: &str| paths.iter().find(|row| row["path"] == path).unwrap().clone();
-    let want =
-        |path, reason, kind| serde_json::json!({ "path": path, "action": "keep", "reason": reason, "kind": kind });
-    assert_eq!(row("a"), want("a", "local", "file"));
-    assert_eq!(row("l"), want("l", "content-conflict", "link"));
-    assert_eq!(row("b\\x5c\\x01"), want("b\\x5c\\x01", "local", "file"));
+    let check = |path: &str, reason: &str, kind: &str, (local, image): (&str, Option<&str>)| {
+        let row = row(path);
+        let got = [&row["action"], &row["reason"], &row["kind"], &row["local"]].map(|value| value.as_str().unwrap());
+        assert_eq!(got, ["keep", reason, kind, local], "{path}");
+        assert_eq!(row["image"].as_str(), image, "{path}");
+    };
+    check("a", "local", "file", ("changed", None));
+    check("l", "content-conflict", "link", ("changed", Some("changed")));
+    check("b\\x5c\\x01", "local", "file", ("added", None));
+    assert_eq!(["pristine", "current", "new"].map(|side| row("l")[side]["target"].clone()), ["x", "y", "z"]);
     assert_eq!(plan["conflicts"], serde_json::json!(["l"]));
     let text = String::from_utf8(run(dir.path(), "plan", "", &["--content"]).stdout).unwrap();
     assert!(text.contains("-1\n+2\n") && !text.contains("secret"), "{text}");

@@ -76,7 +76,7 @@ fn lines_are_coloured_for_a_terminal_and_the_summary_is_last() {
         String::from_utf8(text).unwrap()
     };
     assert_eq!(lines(Colour::On), lines(Colour::Off).replacen("keep  ", "\x1b[32mkeep  \x1b[0m", 1));
-    let summary = "0 from the image, 1 local, 0 alike, 0 merged, 0 in conflict";
+    let summary = "/etc: 0 from the image, 1 local, 0 changed alike on both sides, 0 merged by record, 0 conflicts";
     assert_eq!(lines(Colour::Off), format!("keep   /etc/a  (changed here)\n{summary}\n"));
     // What goes to a file is not coloured.
     assert_eq!(String::from_utf8(run(&trap, "plan", &[]).stdout).unwrap(), lines(Colour::Off));

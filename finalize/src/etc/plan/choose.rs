@@ -1,8 +1,11 @@
 //! What rules and policies make of the table's decisions.
 
-use super::{Plan, Step, Trees};
+use std::collections::HashSet;
+
+use super::{Plan, Quiet, Step, Trees};
 use crate::etc::{
     merge::{Reason, Take},
+    names::Names,
     policy::{Keep, Policy},
     tree::{Node, RelPath},
 };
@@ -12,10 +15,13 @@ const NAME_MAX: usize = 255;
 
 impl Plan {
     /// Applies what rules and policies say to the table's decision.
-    pub(super) fn choose(&mut self, policy: &Policy, path: &RelPath, step: &mut Step, trees: &Trees) {
-        if self.moved().chain(&self.kept).any(|top| path.is_below(top)) {
-            return;
-        }
+    pub(super) fn choose(
+        &mut self,
+        taken: &mut Taken,
+        (policy, trees): (&Policy, &Trees),
+        path: &RelPath,
+        step: &mut Step,
+    ) {
         let ruled = policy.rule(path);
         let keep = match (ruled, step.reason) {
             (Some(keep @ (Keep::Local | Keep::Image)), _) => keep,
@@ -31,7 +37,7 @@ impl Plan {
             keep => keep,
         };
         let wanted = match keep {
-            Keep::Fail => return self.refuse(path, step),
+            Keep::Fail => return self.refuse(path, step, ruled),
             Keep::Local => (Take::Current, c.cloned()),
             Keep::Image | Keep::Both => (Take::New, n.cloned()),
         };
@@ -41,9 +47,8 @@ impl Plan {
         }
         (step.take, step.node) = wanted;
         match (keep, step.reason) {
-            (Keep::Local, Reason::TypeConflict) => _ = self.kept.insert(path.clone()),
             (Keep::Both, reason) if c.is_some() && reason.is_conflict() => {
-                self.beside.insert(path.clone(), self.free_name(path, trees));
+                self.beside.insert(path.clone(), taken.free_name(path, trees, &self.quiet));
             }
             (Keep::Image, Reason::TypeConflict) => _ = self.aside.insert(path.clone()),
             (Keep::Image, Reason::Local) if c.is_some_and(Node::is_dir) && n.is_some_and(|node| !node.is_dir()) => {
@@ -58,8 +63,9 @@ impl Plan {
     }
 
     /// Conflicts that must not be decided: nothing will be written.
-    fn refuse(&mut self, path: &RelPath, step: &Step) {
-        self.refused.push(path.clone());
+    fn refuse(&mut self, path: &RelPath, step: &Step, rule: Option<Keep>) {
+        let setting = if rule.is_some() { "[[etc.rule]] keep = \"fail\"" } else { "[etc] type-clash = \"fail\"" };
+        self.refused.insert(path.clone(), setting);
         if step.reason == Reason::TypeConflict {
             self.aside.insert(path.clone());
         }
@@ -86,11 +92,25 @@ impl Plan {
             }
         }
     }
+}
 
+/// Names that are no longer free: in the directory where a name was looked for last, and those that were given.
+#[derive(Default)]
+pub struct Taken {
+    dir: Option<RelPath>,
+    quiet: HashSet<Vec<u8>>,
+    given: HashSet<RelPath>,
+}
+
+impl Taken {
     /// `NAME.etc-local`, or with a number behind it where a tree has that; shortened where it gets too long.
-    fn free_name(&self, path: &RelPath, trees: &Trees) -> RelPath {
+    fn free_name(&mut self, path: &RelPath, trees: &Trees, quiet: &Quiet) -> RelPath {
         let parent = path.parent();
-        let quiet = self.quiet.leaves.get(&parent.clone().unwrap_or_default());
+        let dir = parent.clone().unwrap_or_default();
+        if self.dir.as_ref() != Some(&dir) {
+            self.quiet = quiet.leaves.get(&dir).into_iter().flat_map(Names::iter).map(<[u8]>::to_vec).collect();
+            self.dir = Some(dir);
+        }
         let mut endings = (2..).map(|number| format!(".etc-local.{number}"));
         let mut ending = ".etc-local".to_owned();
         loop {
@@ -98,8 +118,7 @@ impl Plan {
             let name = [stem, ending.as_bytes()].concat();
             let beside = RelPath::child(parent.as_ref(), &name);
             let in_trees = [&trees.pristine, &trees.current, &trees.new].iter().any(|t| t.nodes.contains_key(&beside));
-            let is_quiet = quiet.is_some_and(|names| names.iter().any(|other| other == name));
-            if !in_trees && !is_quiet && !self.beside.values().any(|other| *other == beside) {
+            if !in_trees && !self.quiet.contains(&name) && self.given.insert(beside.clone()) {
                 return beside;
             }
             ending = endings.next().unwrap_or_default();

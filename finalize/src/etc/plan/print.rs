@@ -5,7 +5,7 @@ use std::{fmt, io};
 use super::{Counts, Plan, Step};
 use crate::etc::{
     merge::Reason,
-    tree::{Kind, RelPath},
+    tree::{Kind, Node, RelPath},
 };
 
 /// Whether lines are coloured.
@@ -31,35 +31,46 @@ impl Plan {
     /// Those of writing.
     pub fn print(&self, out: &mut dyn io::Write, colour: Colour) -> io::Result<()> {
         for (path, step) in self.steps.iter().filter(|(_, step)| step.reason != Reason::Image) {
-            let (on, off) = match (colour, step.reason) {
-                (Colour::Off, _) => ("", ""),
-                (_, reason) if reason.is_conflict() => ("\x1b[31m", "\x1b[0m"),
-                (_, Reason::Records) => ("\x1b[36m", "\x1b[0m"),
-                _ => ("\x1b[32m", "\x1b[0m"),
-            };
-            writeln!(out, "{on}{:6}{off} /etc/{path}  ({})", step.action(), self.why(path, step))?;
+            self.line(out, colour, path, step)?;
         }
+        self.end(out)
+    }
+
+    /// The line of one path.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn line(&self, out: &mut dyn io::Write, colour: Colour, path: &RelPath, step: &Step) -> io::Result<()> {
+        let (on, off) = match (colour, step.reason) {
+            (Colour::Off, _) => ("", ""),
+            (_, reason) if reason.is_conflict() => ("\x1b[31m", "\x1b[0m"),
+            (_, Reason::Records) => ("\x1b[36m", "\x1b[0m"),
+            _ => ("\x1b[32m", "\x1b[0m"),
+        };
+        writeln!(out, "{on}{:6}{off} /etc/{path}  ({})", step.action(), self.why(path, step))
+    }
+
+    /// What is not about single paths, and the summary.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn end(&self, out: &mut dyn io::Write) -> io::Result<()> {
         for path in &self.skipped {
             writeln!(out, "skip   /etc/{path}  (never carried)")?;
         }
         for note in &self.notes {
             writeln!(out, "note   {note}")?;
         }
-        for path in &self.refused {
-            writeln!(out, "REFUSED for /etc/{path}: a conflict that is set to fail")?;
-        }
-        let Counts { image, local, converged, merged, conflicts } = self.counts();
-        writeln!(
-            out,
-            "{image} from the image, {local} local, {converged} alike, {merged} merged, {conflicts} in conflict"
-        )
+        writeln!(out, "{}", self.counts())
     }
 
     fn why(&self, path: &RelPath, step: &Step) -> String {
         let text = match step.reason {
-            Reason::Image => "not changed here",
+            Reason::Image => "the local change is given up",
             Reason::Local => "changed here",
-            Reason::Converged => "changed alike",
+            Reason::Converged => "changed alike on both sides",
             Reason::Records => "merged by record",
             Reason::ContentConflict => "CONFLICT: changed here and in the image",
             Reason::RemovedConflict => "CONFLICT: removed here, changed in the image",
@@ -80,11 +91,7 @@ impl Plan {
     /// ASCII, and the backslash, is written `\xHH`.
     pub fn to_json(&self) -> serde_json::Value {
         let row = |(path, step): (&RelPath, &Step)| {
-            let kind = step.node.as_ref().map(|node| match node.kind {
-                Kind::Dir => "directory",
-                Kind::File { .. } => "file",
-                Kind::Link(_) => "link",
-            });
+            let kind = step.node.as_ref().map(kind);
             serde_json::json!({ "path": path, "action": step.action(), "reason": step.reason, "kind": kind })
         };
         let listed = |(_, step): &(&RelPath, &Step)| step.reason != Reason::Image;
@@ -94,11 +101,30 @@ impl Plan {
             "paths": self.steps.iter().filter(listed).map(row).collect::<Vec<_>>(),
             "conflicts": self.conflicts().map(|(path, _)| path).collect::<Vec<_>>(),
             "skipped": self.skipped,
-            "refused": self.refused,
+            "refused": self.refused.keys().collect::<Vec<_>>(),
             "beside": beside.collect::<Vec<_>>(),
             "notes": self.notes,
             "counts": self.counts(),
         })
+    }
+}
+
+/// What a node is, as one word.
+pub(crate) fn kind(node: &Node) -> &'static str {
+    match node.kind {
+        Kind::Dir => "directory",
+        Kind::File { .. } => "file",
+        Kind::Link(_) => "link",
+    }
+}
+
+/// The summary of a merge, wherever one is printed.
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { image, local, converged, merged, conflicts } = self;
+        let s = if *conflicts == 1 { "" } else { "s" };
+        write!(f, "/etc: {image} from the image, {local} local, {converged} changed alike on both sides, ")?;
+        write!(f, "{merged} merged by record, {conflicts} conflict{s}")
     }
 }
 

@@ -127,8 +127,7 @@ fn take(plan: &mut Plan, trees: &Trees, paths: &BTreeSet<RelPath>, side: Take) {
     };
     plan.aside.retain(|path| !paths.contains(path));
     plan.beside.retain(|path, _| !paths.contains(path));
-    plan.kept.retain(|path| !paths.contains(path));
-    plan.refused.retain(|path| !paths.contains(path));
+    plan.refused.retain(|path, _| !paths.contains(path));
     for path in paths {
         let node = tree.nodes.get(path).cloned();
         let there = node.is_some();
