@@ -16,7 +16,7 @@ use super::{
     merge::{Reason, Take},
     plan::{Plan, Step, Trees},
     policy::{Keep, Policy, Rule},
-    scan::Walker,
+    scan::{DIR, Walker},
     tree::{Node, RelPath, Tree},
     view::View,
 };
@@ -123,7 +123,7 @@ impl<'a> Reset<'a> {
         let output = fresh(parent, &building).with_context(|| format!("creating {building}"))?;
         apply::set_aside(&plan, &trees.current, self.roots(&output, stop)).map_err(at("keeping"))?;
         let place = || {
-            sys::sync::file_system(&output)?;
+            sys::sync::file_system(output.open(".")?)?;
             let mut names = (2..).map(|number| format!("{name}.{number}"));
             let mut free = name.to_owned();
             while parent.symlink_metadata(&free).is_ok() {
@@ -146,7 +146,7 @@ impl<'a> Reset<'a> {
         let trees = &self.merge.trees;
         let image = Trees { new: trees.pristine.clone(), ..Trees::default() };
         apply::apply(&self.image(), &image, self.roots(&new, stop)).map_err(at("building"))?;
-        sys::sync::file_system(&new).context("syncing /etc")?;
+        new.open(".").and_then(|new| sys::sync::file_system(new)).context("syncing /etc")?;
         for (number, path) in self.paths.iter().enumerate() {
             let exchange = || -> io::Result<()> {
                 let mut live = Walker::new(current.as_fd());
@@ -158,7 +158,7 @@ impl<'a> Reset<'a> {
                     (true, false) => sys::rename::move_node((built.parent_of(&top)?, top.name()), there)?,
                     (false, _) => sys::rename::move_node(there, (old.as_fd(), number.to_string().as_bytes()))?,
                 }
-                sys::sync::fsync(there.0)
+                sys::sync::fsync(rustix::fs::openat(there.0, c".", DIR, rustix::fs::Mode::empty())?)
             };
             let hint = || format!("resetting /etc/{path} (lsattr shows whether a flag forbids a change)");
             exchange().map_err(|error| anyhow!(error)).with_context(hint)?;

@@ -96,7 +96,7 @@ fn text_is_grouped_and_all_names_each_path() {
         remove /etc/dropped  (removed in the image)\n\
         take   /etc/mode  (changed in the image)\n\
         take   /etc/old/  (2 removed in the image)\n\
-        /etc: 12 from the image, 1 local, 0 changed alike on both sides, 0 merged by record, 0 conflicts\n";
+        /etc: 13 from the image, 1 local, 0 changed alike on both sides, 0 merged by record, 0 conflicts\n";
     assert_eq!(grouped, want);
     let all = text(&plan(&trap, &["--all"]));
     assert!(all.contains("take   /etc/d/e/f  (added in the image)\n"), "{all}");

@@ -202,7 +202,9 @@ fn a_reset_that_is_stopped_anywhere_loses_nothing() {
             let safe = *current == whole[path][0] || whole[path][0].iter().all(|line| kept.contains(line));
             assert!(safe, "{how}:{n}: the local {path} is lost");
         }
-        ok(&trap, "reset", &arguments);
+        // A path that is nowhere any more is taken for a slip of the pen.
+        let left: Vec<_> = paths.into_iter().filter(|path| *path != "added" || trap.at("c/added").exists()).collect();
+        ok(&trap, "reset", &[&["--conflicts", "kept"][..], &left].concat());
         for path in paths {
             assert_eq!(wanted(&trap)[path][0], whole[path][1], "{how}:{n}: {path}");
         }
