@@ -1,4 +1,6 @@
-//! `etc plan` and `etc merge`: the merge engine on any three directories.
+//! `etc plan` and `etc merge`: the merge engine on any three directories. `etc status` and `etc reset` are in [`drift`].
+
+mod drift;
 
 use std::{
     io::Write,
@@ -47,6 +49,10 @@ pub enum Etc {
         #[arg(long)]
         json: bool,
     },
+    /// What this machine has changed in /etc since the booted image
+    Status(Box<drift::Status>),
+    /// Put paths of /etc back to the booted image's; the local ones are kept in etc.conflicts
+    Reset(Box<drift::Reset>),
 }
 
 /// The three trees.
@@ -142,7 +148,11 @@ impl Etc {
     ///
     /// Those of reading the trees and of writing the output, which then, as after a signal, is not left behind.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
-        let (Self::Plan { trees, .. } | Self::Merge { trees, .. }) = &self;
+        let trees = match &self {
+            Self::Plan { trees, .. } | Self::Merge { trees, .. } => trees,
+            Self::Status(status) => return status.run(out),
+            Self::Reset(reset) => return reset.run(out),
+        };
         let [pristine, current, new] = [open(&trees.pristine)?, open(&trees.current)?, open(&trees.new)?];
         let config = trees.config.as_ref().map(|file| Config::from_file(file)).transpose()?;
         let (config, warnings) = config.unwrap_or_default();
@@ -160,6 +170,7 @@ impl Etc {
                 }
                 Form { json, ..Form::default() }.print(&merge, serde_json::Value::Null, out)
             }
+            Self::Status(_) | Self::Reset(_) => Ok(ExitCode::SUCCESS),
         }
     }
 }
@@ -185,7 +196,7 @@ fn write_merged(merge: &Merge<'_>, output: &Path, conflicts: Option<PathBuf>, st
 }
 
 /// The directory that holds `path`, and its name there.
-fn split(path: &Path) -> Result<(Dir, String)> {
+pub(super) fn split(path: &Path) -> Result<(Dir, String)> {
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{} does not end in a UTF-8 name", path.display()))?;
     let parent = open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;

@@ -41,18 +41,19 @@ pub fn all(view: &View<'_>) -> Result<Vec<Diff>> {
         if row.step.node.as_ref().is_some_and(is_other) || row.sides.iter().flatten().all(is_other) {
             continue;
         }
-        let mut read =
-            |side| files.read(side, path).map_err(|error| anyhow!(error).context(format!("reading /etc/{path}")));
-        let new = read(Side::New)?.unwrap_or_default();
+        let mut read = |side: Side| {
+            if row.sides[side as usize].as_ref().is_none_or(is_other) {
+                return Ok(vec![]);
+            }
+            let bytes = files.read(side, path).map_err(|error| anyhow!(error).context(format!("reading /etc/{path}")));
+            bytes.map(Option::unwrap_or_default)
+        };
+        let new = read(Side::New)?;
         let follows = matches!(row.step.reason, Reason::Image | Reason::Converged);
         let (from, to, old, new) = match (&row.step.content, &row.step.node, row.step.take) {
-            _ if follows => {
-                ("the booted image's", "the staged image's", read(Side::Pristine)?.unwrap_or_default(), new)
-            }
+            _ if follows => ("the booted image's", "the staged image's", read(Side::Pristine)?, new),
             (Some(content), ..) => ("the staged image's", "merged", new, content.clone()),
-            (None, Some(_), Take::Current) => {
-                ("the staged image's", "merged", new, read(Side::Current)?.unwrap_or_default())
-            }
+            (None, Some(_), Take::Current) => ("the staged image's", "merged", new, read(Side::Current)?),
             (None, Some(_), Take::New) => ("the staged image's", "merged", new.clone(), new),
             (None, None, _) => ("the staged image's", "merged", new, vec![]),
         };

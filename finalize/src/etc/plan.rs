@@ -195,6 +195,11 @@ impl Plan {
         self.steps.iter().filter(|(_, step)| step.reason.is_conflict()).map(|(path, step)| (path, step.reason))
     }
 
+    /// A plan that does nothing but keep the local nodes `aside`, without what is never carried.
+    pub fn keeping(aside: BTreeSet<RelPath>, skipped: Vec<RelPath>) -> Self {
+        Self { aside, skipped, ..Self::default() }
+    }
+
     /// Why the merge must not be carried out, a line a path.
     pub fn refusals(&self) -> impl Iterator<Item = String> {
         self.refused.iter().map(|(path, setting)| format!("/etc/{path}: conflict, and {setting}: update not applied"))

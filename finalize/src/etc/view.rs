@@ -202,7 +202,8 @@ fn open(root: BorrowedFd<'_>, dir: &RelPath) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn details(node: &Node) -> serde_json::Value {
+/// A node as JSON.
+pub(crate) fn details(node: &Node) -> serde_json::Value {
     let mut details = serde_json::json!({
         "kind": kind(node), "mode": format!("{:04o}", node.mode), "uid": node.uid, "gid": node.gid,
     });
@@ -216,7 +217,7 @@ fn details(node: &Node) -> serde_json::Value {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Added => "added",
             Self::Changed => "changed",
             Self::Removed => "removed",

@@ -115,7 +115,13 @@ fn check(p: &Content, c: &Content, n: &Content) {
         assert!(!merged.contains_key(path) || aside, "the removed {path} is back\np {p:?}\nc {c:?}\nn {n:?}");
     }
     for (path, new) in n.iter().filter(|(path, new)| !new.0.is_dir() && p.get(*path) != Some(new)) {
-        let untouched = c.get(path) == p.get(path) && path.split('/').count() == 1;
+        // An update comes through wherever nobody touched the path, and every directory above it is one here still.
+        let above = path.match_indices('/').map(|(end, _)| &path[..end]);
+        let is_dir = |content: &Content, dir: &str| content.get(dir).is_some_and(|(node, _)| node.is_dir());
+        let lost_above: Vec<_> = above.filter(|dir| !is_dir(&merged, dir)).collect();
+        let is_touched = |dir: &&str| c.get(*dir) != p.get(*dir);
+        let by_local = lost_above.iter().any(|dir| is_touched(dir) && !is_dir(c, dir));
+        let untouched = c.get(path) == p.get(path) && !by_local;
         assert!(!untouched || merged.get(path) == Some(new), "the image's {path} is lost\np {p:?}\nc {c:?}\nn {n:?}");
     }
 }
