@@ -243,6 +243,20 @@ fn a_circle_of_devices_ends() {
     assert_eq!(tree.esps_below("dm-1").unwrap(), ["sda1"]);
 }
 
+#[test]
+fn the_disks_that_guests_are_tried_with_have_tables() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tmt/tests/odd-disks-are-read/gpt.pl");
+    for size in ["512", "4096"] {
+        let tree = Tree::new();
+        let image = tree.disk("sda", size.parse().unwrap(), 2);
+        match Command::new("perl").arg(&script).arg(&image).arg(size).status() {
+            Ok(status) => assert!(status.success()),
+            Err(_) => return println!("SKIPPED: no perl"),
+        }
+        assert_eq!(tree.esps_below("sda/sda2").unwrap(), ["sda1"], "{size}");
+    }
+}
+
 /// A loop device, detached in the end.
 struct Loop(String);
 
