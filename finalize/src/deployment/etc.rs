@@ -135,8 +135,12 @@ impl Deployment {
     /// Those of statx(2).
     pub fn has_leftovers(&self) -> Result<bool> {
         let looking = || format!("looking at {}", layout::deployment(&self.id));
-        let previous = names(&self.state, ETC_PREVIOUS).with_context(looking)?;
-        Ok(State::of(&self.state).with_context(looking)? == State::Merged || !previous.is_empty())
+        let left = || -> io::Result<bool> {
+            let rubbish = [ETC_TRASH, ETC_MERGING, ETC_CONFLICTS_MERGING, ETC_PLACED];
+            let rubbish = rubbish.iter().any(|name| self.state.symlink_metadata(name).is_ok());
+            Ok(rubbish || is_dir(&self.state, ETC_ORIG)? || !names(&self.state, ETC_PREVIOUS)?.is_empty())
+        };
+        left().with_context(looking)
     }
 
     /// The deployment has booted: what a finalization of it has left is removed, or kept as `originals` says.

@@ -64,13 +64,14 @@ fn check(how: &str) {
                     assert_taken_back(&machine, &output, &when);
                 }
             }
-            let whole = output.status.success() && !String::from_utf8_lossy(&output.stdout).contains("cleaned up");
+            let whole = output.status.success()
+                && !String::from_utf8_lossy(&output.stdout).contains("clean-up did not complete");
             machine.ok(&["staged"]);
             machine.assert_finalized();
             assert!(!machine.path("sysroot").join(layout::STAGED).exists(), "{when}");
             assert!(fs::metadata(machine.state("b").join(layout::ETC_ORIG)).is_ok(), "{when}: {}", id("b"));
             // A signal is not noticed by a run that is past the exchange.
-            if whole && how != "term" || n > 300 {
+            if whole && how != "term" || n > 1000 {
                 break;
             }
             n += 1;
@@ -111,4 +112,83 @@ fn a_run_that_fails_once_leaves_nothing_behind() {
 #[test]
 fn a_run_that_is_asked_to_end_at_any_call_is_finished_by_the_next() {
     check("term");
+}
+
+/// The first boot of the new deployment is stopped in its report, at each call; then its next boot reports, or the old
+/// deployment boots, arms and finalizes once more. Both find an /etc that is whole.
+fn check_report(how: &str) {
+    for (loader, boot_type) in PATHS {
+        for n in 1.. {
+            let machine = Machine::booting(loader, boot_type);
+            machine.ok(&["staged"]);
+            let when = format!("{loader} {boot_type} report {how}:{n}");
+            let booted =
+                |letter: &str, verb: &str| machine.command_after(&format!("composefs={}", id(letter)), &[verb]);
+            let stopped = booted("b", "report").env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}")).output().unwrap();
+            assert_boots(&machine, &when);
+            let (next, verbs) = if n % 2 == 0 { ("b", ["arm", "report"]) } else { ("a", ["arm", "staged"]) };
+            for verb in verbs {
+                let output = booted(next, verb).output().unwrap();
+                assert!(output.status.success(), "{when}, then {verb} of {next}: {output:?}");
+            }
+            assert_boots(&machine, &when);
+            machine.assert_finalized();
+            // Whatever came between: another boot of the new deployment leaves nothing behind.
+            let last = booted("b", "report").output().unwrap();
+            assert!(last.status.success(), "{when}: {last:?}");
+            let left = [layout::ETC_ORIG, layout::ETC_TRASH, layout::ETC_MERGING, layout::ETC_PLACED];
+            let left: Vec<_> = left.iter().filter(|name| machine.state("b").join(name).exists()).collect();
+            assert!(left.is_empty(), "{when}: {left:?} is left");
+            if stopped.status.success() && how == "exit" || n > 60 {
+                assert!(n > 10, "only {n} calls were counted");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_report_that_exits_at_any_call_is_finished_by_the_next_boot() {
+    check_report("exit");
+}
+
+#[test]
+fn a_report_on_a_failing_disk_is_finished_by_the_next_boot() {
+    check_report("eio-once");
+}
+
+/// A finalization of a large /etc, stopped at calls that are drawn: a thousand local files, a thousand of the image's.
+#[test]
+fn a_large_etc_is_finished_wherever_it_is_stopped() {
+    let seed = std::env::var("CRASH_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_126);
+    println!("CRASH_SEED={seed}");
+    let machine = |letter: &str| -> Machine {
+        let machine = Machine::booting(PATHS[0].0, PATHS[0].1);
+        for (letter, dir) in [("a", "mine.d"), (letter, "theirs.d")] {
+            let dir = machine.state(letter).join("etc").join(dir);
+            fs::create_dir(&dir).unwrap();
+            (0..1000).for_each(|number| fs::write(dir.join(number.to_string()), number.to_string()).unwrap());
+        }
+        machine
+    };
+    let mut state: u64 = seed;
+    for _ in 0..8 {
+        // A linear congruential generator: the same numbers for the same seed.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let n = (state >> 33) % 7000 + 1;
+        let machine = machine("b");
+        stopped(&machine, "exit", n);
+        let first = machine.live().into_iter().find(|name| name.len() == 1).unwrap();
+        let whole = |when: &str| {
+            for dir in ["mine.d", "theirs.d"] {
+                let files = fs::read_dir(machine.state("b").join("etc").join(dir)).unwrap().count();
+                assert_eq!(files, 1000, "exit:{n}, {when}: {dir}");
+            }
+        };
+        if first == "b" {
+            whole("what boots");
+        }
+        machine.ok(&["staged"]);
+        whole("the next run");
+    }
 }
