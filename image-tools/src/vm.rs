@@ -139,13 +139,11 @@ impl Vm {
         let socket = scratch.path().join("qmp");
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
         let mut child = command.spawn().context("starting qemu-system-x86_64: is it installed?")?;
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let watch = Watch::default();
         let reader = console::read(&mut child, log, show, &watch)?;
-        match Qmp::accept(&listener, &child, &watch) {
-            Ok(qmp) => {
-                let until = timeout.map(|timeout| Instant::now() + timeout);
-                Ok(Self { child, reader: Some(reader), watch, qmp, accel, until, timeout, _scratch: scratch })
-            }
+        match Qmp::accept(&listener, &child, &watch, until) {
+            Ok(qmp) => Ok(Self { child, reader: Some(reader), watch, qmp, accel, until, timeout, _scratch: scratch }),
             Err(error) => {
                 _ = child.kill();
                 _ = child.wait();
@@ -162,15 +160,17 @@ impl Vm {
     /// When the machine ends, stops, starts over and over again, or has no time left: says which, with the console's last
     /// lines.
     pub fn wait_for(&mut self, text: &str) -> Result<()> {
-        self.watch.tell(|heard| heard.resets = 0);
+        self.watch.tell(|heard| heard.resets = Some(0));
         let heard = self.watch.wait(self.until, |heard| heard.has_said(text).then_some(()));
+        // Whoever works with the guest may restart it.
+        self.watch.tell(|heard| heard.resets = None);
         heard.map_err(|ending| self.ended(ending).context(format!("the guest never said {text:?}")))
     }
 
-    /// Waits for anything on the console.
-    fn wait_for_any_word(mut self, until: Instant) -> Result<()> {
+    /// Waits for anything on the console; else says why there is nothing, and how that ended.
+    fn wait_for_any_word(mut self, until: Instant) -> Result<(), (Ending, Error)> {
         let spoken = self.watch.wait(Some(until), |heard| heard.has_spoken().then_some(()));
-        spoken.map_err(|ending| self.ended(ending))
+        spoken.map_err(|ending| (ending.clone(), self.ended(ending)))
     }
 
     /// Presses the power button until the machine is off: a guest that is still starting does not hear it.
@@ -184,7 +184,7 @@ impl Vm {
             let pressed = self.qmp.execute("system_powerdown", json!({}));
             let soon = Instant::now() + PATIENCE;
             let until = self.until.map_or(soon, |until| until.min(soon));
-            match self.watch.wait(Some(until), |heard| heard.ended.then_some(())) {
+            match self.watch.wait(Some(until), |heard| heard.has_ended().then_some(())) {
                 Err(Ending::Deadline) if self.until.is_none_or(|until| until > Instant::now()) => {
                     pressed.context("pressing the power button")?;
                 }
@@ -218,7 +218,7 @@ impl Vm {
     ///
     /// When QEMU failed, or the machine stopped instead, or has no time left: says which, with what QEMU said.
     pub fn wait_off(mut self) -> Result<()> {
-        match self.watch.wait(self.until, |heard| (heard.ended && heard.trouble.is_none()).then_some(())) {
+        match self.watch.wait(self.until, |heard| (heard.has_ended() && heard.trouble.is_none()).then_some(())) {
             Ok(()) | Err(Ending::Ended) => {}
             Err(ending) => return Err(self.ended(ending)),
         }
@@ -247,21 +247,13 @@ impl Vm {
             watch.tell(|heard| heard.program_ended = true);
             status
         });
-        // A guest that is powered off by the program is no trouble; the program goes on.
-        let ended = loop {
-            match self.watch.wait(self.until, |heard| heard.program_ended.then_some(())) {
-                Ok(()) => break None,
-                Err(Ending::Ended) => {
-                    let off = self.watch.ended_program(self.until);
-                    break off.err();
-                }
-                // Programs restart the guest.
-                Err(Ending::Trouble(watch::Trouble::Resets)) => self.watch.tell(|heard| {
-                    heard.resets = 0;
-                    heard.trouble = None;
-                }),
-                Err(ending) => break Some(ending),
+        let ended = match self.watch.wait(self.until, |heard| heard.program_ended.then_some(())) {
+            Ok(()) => None,
+            // A guest that is powered off by the program is no trouble: the program goes on. A QEMU that fails is.
+            Err(Ending::Ended) if self.child.wait().is_ok_and(|status| status.success()) => {
+                self.watch.ended_program(self.until).err()
             }
+            Err(ending) => Some(ending),
         };
         if ended.is_some() {
             _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -298,6 +290,9 @@ impl Vm {
         }
         if command == "migrate-incoming" {
             self.watch.tell(|heard| heard.stop_is_wanted = false);
+            let state = self.qmp.execute("query-status", json!({}))?;
+            let state = state["status"].as_str().unwrap_or("unknown");
+            ensure!(state == "running", "the machine did not run when it was saved ({state}): save another one");
         }
         Ok(())
     }
@@ -306,7 +301,10 @@ impl Vm {
     fn ended(&mut self, ending: Ending) -> Error {
         let mut story = match &ending {
             Ending::Trouble(trouble) => trouble.to_string(),
-            Ending::Ended => "the machine is off".to_owned(),
+            Ending::Ended => match self.child.wait() {
+                Ok(status) if !status.success() => format!("QEMU failed ({status})"),
+                _ => "the machine is off".to_owned(),
+            },
             Ending::Deadline => {
                 let minutes = self.timeout.unwrap_or_default().as_secs_f64() / 60.0;
                 format!("the machine is not done after {minutes:.1} minutes (--timeout)")

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Vm, qemu};
+use super::{Vm, qemu, watch::Ending};
 
 /// The device.
 const KVM: &str = "/dev/kvm";
@@ -87,22 +87,26 @@ pub fn choose(wanted: Wanted) -> Result<Taken> {
     }
 }
 
-/// Why no guest runs under KVM; nothing where one does. Asked once a boot of the host.
+/// Why no guest runs under KVM; nothing where one does. A guest is asked once a boot of the host.
 fn why_not_kvm() -> Option<String> {
     if let Some(why) = why_not(Path::new(KVM)) {
         return Some(why);
     }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let dir = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let memory = Memory { file: dir.join(format!("image-tools-kvm-{}", rustix::process::geteuid().as_raw())), boot };
-    match memory.read() {
-        Some(answer) => answer,
-        None => {
-            let answer = ask_a_guest();
-            memory.write(answer.as_deref());
-            answer
-        }
+    // Another device may lie over it, in a container for instance.
+    let device = fs::metadata(KVM).map_or(0, |found| found.rdev());
+    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let file = given.unwrap_or_else(std::env::temp_dir);
+    let file = file.join(format!("image-tools-kvm-{}", rustix::process::geteuid().as_raw()));
+    let memory = Memory { file, boot: format!("{} {device:x}", boot.trim()) };
+    if let Some(answer) = memory.read() {
+        return answer;
     }
+    let (answer, lasting) = ask_a_guest();
+    if lasting {
+        memory.write(answer.as_deref());
+    }
+    answer
 }
 
 /// Why the device cannot be used, as far as it tells without a guest.
@@ -118,13 +122,19 @@ fn why_not(device: &Path) -> Option<String> {
     opened.err().map(|error| format!("opening {name}: {error}"))
 }
 
-/// Starts the firmware under KVM, without a disk, and waits for its first words.
-fn ask_a_guest() -> Option<String> {
-    let asked = Vm::firmware(qemu::firmware_under_kvm).and_then(|vm| vm.wait_for_any_word(Instant::now() + PATIENCE));
-    asked.err().map(|error| {
+/// Starts the firmware under KVM, without a disk, and waits for its first words. Says why there are none, and whether that
+/// was a guest's answer, which lasts: a QEMU that is not there, or ends at once because the device is busy, says nothing of
+/// the next time, and asking it again costs little.
+fn ask_a_guest() -> (Option<String>, bool) {
+    let why = |error: Error| {
         let text = format!("{error:#}");
-        format!("a guest does not run under it: {}", text.lines().next().unwrap_or_default())
-    })
+        Some(format!("a guest does not run under it: {}", text.lines().next().unwrap_or_default()))
+    };
+    match Vm::firmware(qemu::firmware_under_kvm).map(|vm| vm.wait_for_any_word(Instant::now() + PATIENCE)) {
+        Ok(Ok(())) => (None, true),
+        Ok(Err((ending, error))) => (why(error), ending != Ending::Ended),
+        Err(error) => (why(error), false),
+    }
 }
 
 /// The answer of this boot of the host, in a file that nobody else can have written.
@@ -136,7 +146,9 @@ struct Memory {
 impl Memory {
     /// None where it is not known; the reason against KVM where there is one.
     fn read(&self) -> Option<Option<String>> {
-        let flags = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+        // Opening a pipe of somebody else would wait for its writer.
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let flags = i32::try_from(flags.bits()).unwrap_or(0);
         let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(&self.file).ok()?;
         let found = file.metadata().ok()?;
         if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
@@ -189,6 +201,10 @@ mod tests {
         assert_eq!(memory("two").read(), None);
         fs::rename(dir.path().join("kvm"), dir.path().join("other")).unwrap();
         std::os::unix::fs::symlink("other", dir.path().join("kvm")).unwrap();
+        assert_eq!(memory("two").read(), None);
+        fs::remove_file(dir.path().join("kvm")).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("kvm"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
         assert_eq!(memory("two").read(), None);
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use super::{Show, watch::Watch};
 
 /// Reads the standard output of QEMU, which is the console, and its standard error, until both are closed. The thread
-/// ends then, and the watch knows that QEMU has ended.
+/// ends then, and the watch knows that the console is closed.
 ///
 /// # Errors
 ///
@@ -39,6 +39,6 @@ pub fn read(child: &mut Child, log: &Path, show: Show, watch: &Watch) -> Result<
             listener.tell(|heard| heard.add(&buffer[..n]));
         }
         _ = collecting.join();
-        listener.tell(|heard| heard.ended = true);
+        listener.tell(|heard| heard.console_is_closed = true);
     }))
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -125,6 +126,9 @@ fn variables(given: Option<&Path>, scratch: &Path) -> Result<PathBuf> {
 /// `raw`, or `qcow2` by its magic.
 fn format_of(path: &Path) -> Result<&'static str> {
     let mut magic = [0; 4];
+    let found = fs::metadata(path).with_context(|| format!("opening {}", path.display()))?.file_type();
+    let is_disk = found.is_file() || found.is_block_device();
+    ensure!(is_disk, "opening {}: a disk is a file or a block device", path.display());
     let mut image = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let is_qcow2 = image.read_exact(&mut magic).is_ok() && &magic == b"QFI\xfb";
     Ok(if is_qcow2 { "qcow2" } else { "raw" })

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use serde_json::{Value, json};
@@ -31,11 +31,14 @@ impl Qmp {
     ///
     /// # Errors
     ///
-    /// When QEMU ends before it connects, or does not speak the protocol.
-    pub fn accept(listener: &UnixListener, child: &Child, watch: &Watch) -> Result<Self> {
+    /// When QEMU ends before it connects, does not connect until then or within a minute, or does not speak the protocol.
+    pub fn accept(listener: &UnixListener, child: &Child, watch: &Watch, until: Option<Instant>) -> Result<Self> {
         let ended = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).context("watching QEMU")?;
         let mut either = [PollFd::new(listener, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
-        poll(&mut either, None).context("waiting for QEMU")?;
+        let left = until.map_or(PATIENCE, |until| until.saturating_duration_since(Instant::now()).min(PATIENCE));
+        let left = Timespec::try_from(left).context("waiting for QEMU")?;
+        let ready = poll(&mut either, Some(&left)).context("waiting for QEMU")?;
+        ensure!(ready > 0, "QEMU was started and does not connect: the programs and disks that it waits for hang");
         ensure!(!either[0].revents().is_empty(), "QEMU ended at once");
         let (stream, _) = listener.accept().context("connecting to QEMU")?;
         let lines = BufReader::new(stream.try_clone().context("connecting to QEMU")?).lines();
@@ -49,6 +52,7 @@ impl Qmp {
                     None => {}
                 });
             }
+            listener.tell(|heard| heard.monitor_is_closed = true);
         });
         let mut qmp = Self { stream, watch: watch.clone() };
         qmp.execute("qmp_capabilities", json!({}))?;

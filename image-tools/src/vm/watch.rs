@@ -34,10 +34,12 @@ pub struct Heard {
     pub trouble: Option<Trouble>,
     /// Whether the machine is being stopped by us.
     pub stop_is_wanted: bool,
-    /// How often the guest was reset since somebody began to wait for its words.
-    pub resets: u32,
-    /// Whether QEMU has ended: its console and its monitor are closed.
-    pub ended: bool,
+    /// How often the guest was reset since somebody began to wait for its words; none where it may start over as it likes.
+    pub resets: Option<u32>,
+    /// Whether QEMU has closed its console, and its complaints.
+    pub console_is_closed: bool,
+    /// Whether QEMU has closed its monitor: there are no more events.
+    pub monitor_is_closed: bool,
     /// Whether the program of the host has ended.
     pub program_ended: bool,
 }
@@ -95,7 +97,7 @@ impl Watch {
             if let Some(trouble) = &heard.trouble {
                 return Err(Ending::Trouble(trouble.clone()));
             }
-            if heard.ended {
+            if heard.has_ended() {
                 return Err(Ending::Ended);
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -118,7 +120,7 @@ impl Watch {
                 return Some(answer);
             }
             let left = until.saturating_duration_since(Instant::now());
-            if heard.ended || left == Duration::ZERO {
+            if heard.has_ended() || left == Duration::ZERO {
                 return None;
             }
             heard = self.0.1.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -155,6 +157,12 @@ impl Watch {
 }
 
 impl Heard {
+    /// Whether QEMU has ended, and everything that it said was heard. Console and monitor are read beside each other: what
+    /// the monitor said last is the reason why the console was closed.
+    pub fn has_ended(&self) -> bool {
+        self.console_is_closed && self.monitor_is_closed
+    }
+
     /// Bytes of the console.
     pub fn add(&mut self, bytes: &[u8]) {
         self.console.add(bytes);
@@ -193,8 +201,8 @@ impl Heard {
             "GUEST_PANICKED" => Some(Trouble::Panicked),
             "WATCHDOG" => Some(Trouble::Watchdog),
             "RESET" => {
-                self.resets += 1;
-                (self.resets > RESETS).then_some(Trouble::Resets)
+                self.resets = self.resets.map(|resets| resets + 1);
+                self.resets.is_some_and(|resets| resets > RESETS).then_some(Trouble::Resets)
             }
             _ => None,
         };
@@ -267,8 +275,12 @@ mod tests {
         assert_eq!(ends(&[event("BLOCK_IO_ERROR"), event("STOP")], nothing), disk);
         assert_eq!(ends(&[event("GUEST_PANICKED")], nothing), Ending::Trouble(Trouble::Panicked));
         assert_eq!(ends(&[event("WATCHDOG")], nothing), Ending::Trouble(Trouble::Watchdog));
-        assert_eq!(ends(&[event("RESET"), event("RESET")], nothing), Ending::Deadline);
-        assert_eq!(ends(&vec![event("RESET"); 4], nothing), Ending::Trouble(Trouble::Resets));
-        assert_eq!(ends(&[], |heard| heard.ended = true), Ending::Ended);
+        let counted = |heard: &mut Heard| heard.resets = Some(0);
+        assert_eq!(ends(&vec![event("RESET"); 3], counted), Ending::Deadline);
+        assert_eq!(ends(&vec![event("RESET"); 4], counted), Ending::Trouble(Trouble::Resets));
+        assert_eq!(ends(&vec![event("RESET"); 4], nothing), Ending::Deadline);
+        assert_eq!(ends(&[], |heard| heard.console_is_closed = true), Ending::Deadline);
+        let both = |heard: &mut Heard| (heard.console_is_closed, heard.monitor_is_closed) = (true, true);
+        assert_eq!(ends(&[], both), Ending::Ended);
     }
 }

@@ -219,6 +219,12 @@ fn a_device_that_is_no_kvm_is_passed_over_with_the_reason() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(message.matches("accelerator: TCG, not KVM: /dev/kvm is no device").count(), 1, "{message}");
     assert_failed(&boot(&file, "kvm"), &["KVM does not work here: /dev/kvm is no device"]);
+    // A device of another kind: QEMU ends at once, which is no guest's answer and is not kept for the real one.
+    let output = boot(Path::new("/dev/null"), "auto");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(json["why_not_kvm"].as_str().unwrap().starts_with("a guest does not run under it: "), "{json}");
+    let kept = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("image-tools-kvm-");
+    assert!(!fs::read_dir(bench.0.path()).unwrap().map(Result::unwrap).any(|entry| kept(&entry)));
 }
 
 /// The real device of this machine, whatever it is: a guest speaks, under what was taken.
@@ -237,4 +243,98 @@ fn the_device_of_this_machine_is_asked_by_a_guest_and_once() {
     let first = boot();
     assert_eq!(boot(), first);
     assert!(first["accelerator"] == "kvm" || first["why_not_kvm"].is_string(), "{first}");
+}
+
+/// A second monitor of a machine under way.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn of(bench: &Bench) -> Self {
+        let mut monitor = Self(BufReader::new(UnixStream::connect(bench.path("monitor")).unwrap()));
+        monitor.execute("qmp_capabilities", "return");
+        monitor
+    }
+
+    /// Asks for `command`, and reads until QEMU says `word`; whether it did.
+    fn execute(&mut self, command: &str, word: &str) -> bool {
+        let asked = writeln!(self.0.get_mut(), "{{\"execute\":\"{command}\"}}");
+        asked.is_ok() && self.0.by_ref().lines().map_while(Result::ok).any(|line| line.contains(&format!("\"{word}\"")))
+    }
+}
+
+#[test]
+fn a_guest_may_start_over_but_not_for_ever_while_words_are_waited_for() {
+    let bench = Bench::empty();
+    let monitored = ["--monitor", &bench.path("monitor")];
+    // A deadline beyond the clock is none.
+    let forever = ["--timeout", "18446744073709551615"];
+    let (mut child, mut said) = bench.begin(&[&monitored[..], &forever].concat());
+    let mut monitor = Monitor::of(&bench);
+    for _ in 0..6 {
+        assert!(monitor.execute("system_reset", "RESET"));
+    }
+    assert!(monitor.execute("quit", "return"));
+    let mut message = String::new();
+    said.read_to_string(&mut message).unwrap();
+    assert!(child.wait().unwrap().success(), "{message}");
+
+    let (mut child, mut said) = bench.begin(&[&monitored[..], &["--until", "never said", "--", "true"]].concat());
+    let mut monitor = Monitor::of(&bench);
+    let resets = (0..6).take_while(|_| monitor.execute("system_reset", "RESET")).count();
+    said.read_to_string(&mut message).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{message}");
+    assert!(resets >= 3 && message.contains("the guest was reset more than 3 times"), "{resets}: {message}");
+}
+
+/// QEMU is killed, as for want of memory: the program that works with the guest would wait for it.
+#[test]
+fn a_qemu_that_fails_ends_the_program_that_works_with_its_guest() {
+    let bench = Bench::empty();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
+    command.args(bench.arguments(&["--until", "BdsDxe", "--", "sh", "-c", "echo up $PPID >&2; exec cat"]));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.starts_with("up")));
+    // QEMU is the child that was started first.
+    let of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let qemu = of(child.id()).split(' ').next().unwrap().to_owned();
+    assert!(fs::read_to_string(format!("/proc/{qemu}/comm")).unwrap().starts_with("qemu"));
+    assert!(Command::new("kill").args(["-KILL", &qemu]).status().unwrap().success());
+    let message: Vec<String> = said.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{message:?}");
+    assert!(message.join("\n").contains("sh was ended: QEMU failed (signal: 9"), "{message:?}");
+}
+
+/// What QEMU's section `globalstate` says when a machine is saved that stands.
+#[test]
+fn a_machine_that_was_saved_while_it_stood_is_refused() {
+    let bench = Bench::empty();
+    let saved = bench.boot(&["--until", "BdsDxe", "--save", &bench.path("saved")]);
+    assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
+    let mut state = fs::read(bench.path("saved")).unwrap();
+    let at = state.windows(8).rposition(|window| window == b"running\0").unwrap();
+    assert!(state[at - 32..at].windows(11).any(|window| window == b"globalstate"));
+    state[at..at + 8].copy_from_slice(b"paused\0\0");
+    fs::write(bench.path("saved"), state).unwrap();
+    let output = bench.boot(&["--resume", &bench.path("saved"), "--", "true"]);
+    assert_failed(&output, &["going on from", "did not run when it was saved (paused)"]);
+}
+
+#[test]
+fn a_start_that_hangs_is_given_up() {
+    let bench = Bench::empty();
+    // A QEMU that stops before it says anything.
+    let bin = bench.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let script = "#!/bin/sh\n[ \"$1\" != --version ] || exec /usr/bin/qemu-system-x86_64 --version\nkill -STOP $$\n";
+    fs::write(bench.path("bin/qemu-system-x86_64"), script).unwrap();
+    assert!(Command::new("chmod").args(["+x", &bench.path("bin/qemu-system-x86_64")]).status().unwrap().success());
+    let path = format!("{bin}:{}", std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
+    command.args(bench.arguments(&["--timeout", "1"])).env("PATH", path);
+    assert_failed(&command.output().unwrap(), &["QEMU was started and does not connect"]);
+    // A disk without anybody at its other end.
+    fs::remove_file(bench.path("disk")).unwrap();
+    assert!(Command::new("mkfifo").arg(bench.path("disk")).status().unwrap().success());
+    assert_failed(&bench.boot(&[]), &[&bench.path("disk"), "a disk is a file or a block device"]);
 }
