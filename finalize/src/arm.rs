@@ -1,76 +1,108 @@
-//! What happens at boot: an update that a crash interrupted is taken up again, and the last finalization is judged by
-//! what booted.
-//!
-//! `state/finalize/staged.json` names the staged deployment from staging (in an image that ships one) or from the
-//! beginning of a finalization until its end. The marker in /run is gone after a crash, and restored from it.
+//! What happens at boot: an update that a crash interrupted is resumed, and the last finalization is judged by what booted.
 
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 
 use crate::{
     boot::swap,
+    config::Config,
     deployment::{Deployment, Originals},
     digest::DeploymentId,
-    host::{Host, open, place},
-    layout::{MARKER, MARKER_DIR, name_of},
+    host::{Host, place},
+    layout::MARKER,
     lock::Lock,
-    pending,
-    record::{NextBoot, Outcome, Record},
+    pending::{self, Reminder, Waiting},
+    record::{Ending, NextBoot, Record},
+    staged::Marker,
     stop::Stop,
-    sys,
 };
 
 /// What [`arm`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Armed {
     /// No update is waiting.
     Nothing,
-    /// The marker is there already.
-    Staged(DeploymentId),
+    /// The marker is there, or was restored with its lock.
+    Marked(Marker),
     /// The marker was restored.
-    Restored(DeploymentId),
-    /// What was staged cannot be finalized, and why.
-    Unusable(DeploymentId, String),
+    Resumed(DeploymentId),
+    /// Somebody has removed the marker in this boot: the update is forgotten.
+    Cancelled(DeploymentId),
+    /// The deployment or the entries that staged it are gone, and how; the update is forgotten.
+    Forgotten(DeploymentId, anyhow::Error),
+    /// Nobody can tell whether the deployment is still staged, and why.
+    Unknown(DeploymentId, anyhow::Error),
 }
 
 impl fmt::Display for Armed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nothing => f.write_str("armed: nothing is staged"),
-            Self::Staged(id) => write!(f, "armed: {} is staged", id.short()),
-            Self::Restored(id) => write!(f, "armed: {} was staged before a restart, and is again", id.short()),
-            Self::Unusable(id, why) => write!(f, "armed: {} was staged but cannot be finalized: {why}", id.short()),
+            Self::Nothing => f.write_str("nothing is staged"),
+            Self::Marked(marker) => f.write_str(&staged(marker)),
+            Self::Resumed(id) => write!(f, "resumed update {}, staged before the last restart", id.short()),
+            Self::Cancelled(id) => write!(f, "forgot update {}: its marker was removed", id.short()),
+            Self::Forgotten(id, why) => {
+                write!(f, "forgot update {}, staged before the last restart: no longer staged: {why:#}", id.short())
+            }
+            Self::Unknown(id, why) => {
+                write!(f, "did not resume update {}, staged before the last restart: {why:#}; ", id.short())?;
+                f.write_str("the next boot tries again")
+            }
         }
     }
 }
 
-/// Restores the marker from `state/finalize/staged.json` when there is none, and the deployment named there is
-/// complete and not the booted one.
+impl Armed {
+    /// Whether a person should look.
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Self::Forgotten(..) | Self::Unknown(..))
+    }
+}
+
+/// Restores the marker from `state/finalize/staged.json` where there is no marker, the deployment is complete and not the
+/// booted one, and entries stage it. Writes down the marker where there is one, with its lock.
 ///
 /// # Errors
 ///
 /// Those of reading and writing; a malformed file names itself.
-pub fn arm(host: &Host) -> Result<Armed> {
-    if let Some(marker) = host.marker()? {
-        return Ok(Armed::Staged(marker.depl_id));
+pub fn arm(host: &Host, stop: &Stop) -> Result<Armed> {
+    if host.marker()?.is_none() && pending::remembered(&host.sysroot)?.is_none() {
+        return pending::remove(host, MARKER).map(|()| Armed::Nothing);
     }
-    let Some(marker) = pending::remembered(&host.sysroot)? else { return Ok(Armed::Nothing) };
-    let id = marker.depl_id.clone();
-    if id == host.booted.id {
-        return Ok(Armed::Nothing);
+    let _lock = Lock::take(&host.sysroot, stop)?;
+    match Waiting::find(host)? {
+        Waiting::Staged(marker) => {
+            pending::remember(host, &marker)?;
+            return Ok(Armed::Marked(marker));
+        }
+        Waiting::Cancelled(id) => return pending::drop_all(host).map(|()| Armed::Cancelled(id)),
+        // A marker of the booted deployment is left over from a soft reboot.
+        Waiting::Nothing | Waiting::Again(_) => pending::remove(host, MARKER)?,
     }
-    if let Err(error) = Deployment::open(&host.sysroot, &id) {
-        return Ok(Armed::Unusable(id, format!("{error:#}")));
+    Ok(match Reminder::find(host, &host.config(&mut vec![]), stop)? {
+        // `report` does what is left to do for the booted deployment.
+        Reminder::Nothing | Reminder::Booted => Armed::Nothing,
+        Reminder::Staged(marker) => {
+            pending::resume(host, &marker)?;
+            if marker.finalization_locked { Armed::Marked(marker) } else { Armed::Resumed(marker.depl_id) }
+        }
+        Reminder::Gone(id, why) => {
+            pending::drop_all(host)?;
+            Armed::Forgotten(id, why)
+        }
+        Reminder::Unknown(id, why) => Armed::Unknown(id, why),
+    })
+}
+
+/// A sentence about a deployment that waits for a shutdown.
+fn staged(marker: &Marker) -> String {
+    let id = marker.depl_id.short();
+    match marker.finalization_locked {
+        true => format!("update {id} is staged but locked; it waits until it is unlocked"),
+        false => format!("update {id} is staged; the next shutdown finalizes it"),
     }
-    let run = open(&host.ambient.run)?;
-    let write = || {
-        sys::file::create_dir_all(&run, MARKER_DIR)?;
-        sys::file::write_atomic(&run.open_dir(MARKER_DIR)?, name_of(MARKER), marker.to_string().as_bytes())
-    };
-    write().with_context(|| format!("writing {}/{MARKER}", host.ambient.run.display()))?;
-    Ok(Armed::Restored(id))
 }
 
 /// What became of the last finalization.
@@ -80,10 +112,23 @@ pub enum Verdict {
     Nothing,
     /// The deployment that was finalized has booted.
     Booted(DeploymentId),
-    /// It was finalized, but another one has booted.
+    /// Another deployment than the finalized one has booted.
     NotBooted(DeploymentId),
-    /// It did not come to its end; how far it came, and why.
-    Unfinished(String),
+    /// The deployment was finalized, and the machine has not been started by its boot loader since.
+    NotRestarted(DeploymentId),
+    /// The deployment has its merged /etc, and the boot entries are not ours to change.
+    Merged(DeploymentId),
+    /// A deployment is staged.
+    Waiting(Marker),
+    /// The finalization of the deployment did not come to its end.
+    Unfinished {
+        /// The deployment.
+        id: DeploymentId,
+        /// The step that was reached, and why no further.
+        how: String,
+        /// The marker, where the deployment is still staged.
+        marker: Option<Marker>,
+    },
 }
 
 impl fmt::Display for Verdict {
@@ -92,77 +137,117 @@ impl fmt::Display for Verdict {
             Self::Nothing => f.write_str("no finalization to report on"),
             Self::Booted(id) => write!(f, "the finalized deployment {} has booted", id.short()),
             Self::NotBooted(id) => {
-                write!(
-                    f,
-                    "{} was finalized, but another deployment has booted: chosen in the menu, or the loader fell back",
-                    id.short()
-                )
+                write!(f, "{} was finalized, but another deployment has booted: ", id.short())?;
+                f.write_str("chosen in the menu, or the boot loader fell back")
             }
-            Self::Unfinished(why) => f.write_str(why),
+            Self::NotRestarted(id) => {
+                write!(f, "{} was finalized and boots at the next full reboot; a soft reboot ", id.short())?;
+                f.write_str("does not start the boot loader")
+            }
+            Self::Merged(id) => {
+                write!(f, "{} has its merged /etc, and another deployment has booted: ", id.short())?;
+                f.write_str("the boot entries are left alone ([boot] update = false in config.toml)")
+            }
+            Self::Waiting(marker) => f.write_str(&staged(marker)),
+            Self::Unfinished { id, how, marker } => {
+                write!(f, "the finalization of {} {how}; ", id.short())?;
+                f.write_str(match marker {
+                    Some(marker) if marker.finalization_locked => {
+                        "the update is locked, and waits until it is unlocked"
+                    }
+                    Some(_) => "it is tried again at the next shutdown",
+                    None => "the update is no longer staged: stage it again",
+                })
+            }
         }
     }
 }
 
-/// Compares the record with what booted, and writes into it what was found. Once the finalized deployment has booted,
-/// what a power cut has left undone is done, and its original /etc is no longer needed.
+/// What [`report`] found, and what it could not do.
+#[derive(Debug)]
+pub struct Report {
+    /// What became of the last finalization.
+    pub verdict: Verdict,
+    /// What the next boot tries again.
+    pub left: Vec<anyhow::Error>,
+}
+
+/// Compares the record with what booted, and writes into it what was found. Once the finalized deployment has booted, what a
+/// power cut has left undone is done, and its original /etc is no longer needed.
 ///
 /// # Errors
 ///
 /// Those of reading and writing. Then the next boot reports again.
-pub fn report(host: &Host, stop: &Stop) -> Result<Verdict> {
+pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
     let _lock = Lock::take(&host.sysroot, stop)?;
-    let (left, waiting): (Vec<_>, Vec<_>) =
-        pending::remembered(&host.sysroot)?.into_iter().partition(|marker| marker.depl_id == host.booted.id);
-    let waiting = waiting.into_iter().next();
-    let record = Record::read(&host.sysroot)?;
-    let is_of_booted = |record: &Record| record.to.as_ref() == Some(&host.booted.id) && record.next_boot.is_none();
-    if !left.is_empty() && !record.as_ref().is_some_and(is_of_booted) {
-        // The power went between the exchange and the record.
-        finish(host, &host.booted.id, Originals::Remove)?;
-        return Ok(Verdict::Booted(host.booted.id.clone()));
-    }
-    let Some(mut record) = record else {
-        return Ok(waiting.map_or(Verdict::Nothing, |marker| waiting_for_shutdown(&marker.depl_id)));
+    let booted = &host.booted.id;
+    let mut left = vec![];
+    let mut record = Record::read(&host.sysroot).unwrap_or_else(|error| {
+        left.push(error);
+        None
+    });
+    let reminded = pending::remembered(&host.sysroot)?.is_some_and(|marker| marker.depl_id == *booted);
+    let is_of_booted = record.as_ref().is_some_and(|record| record.to.as_ref() == Some(booted));
+    let told = record.as_ref().and_then(|record| record.next_boot.as_ref()).map(|next| next.booted.clone());
+    let verdict = match &record {
+        _ if reminded || is_of_booted && told.as_ref() != Some(booted) => Verdict::Booted(booted.clone()),
+        Some(record) if told.is_none() => judge(host, record)?,
+        _ => host.marker()?.map_or(Verdict::Nothing, Verdict::Waiting),
     };
-    let to = record.to.clone();
-    let verdict = match (record.outcome, to) {
-        _ if record.next_boot.is_some() => return Ok(Verdict::Nothing),
-        (_, Some(to)) if to == host.booted.id => Verdict::Booted(to),
-        (Outcome::Finalized, Some(to)) if waiting.is_none() => Verdict::NotBooted(to),
-        (_, Some(to)) => match waiting {
-            Some(marker) if marker.depl_id != to => waiting_for_shutdown(&marker.depl_id),
-            _ => unfinished(&to, &format!("ended at step {}: {}", record.step.name(), record.error.join(": "))),
-        },
-        (_, None) => Verdict::Nothing,
-    };
-    if let Verdict::Booted(id) = &verdict {
-        let originals = if record.keep_original { Originals::Keep } else { Originals::Remove };
-        finish(host, id, originals)?;
-        record.outcome = Outcome::Finalized;
+    let keeps = record.as_ref().is_some_and(|record| is_of_booted && record.keep_original);
+    if let Err(error) = finish(host, keeps, reminded || matches!(verdict, Verdict::Booted(_))) {
+        left.push(error.context(format!("cleaning up after the update to {}", booted.short())));
     }
-    record.next_boot = Some(NextBoot { booted: host.booted.id.clone(), at: Timestamp::now() });
-    record.write(&host.sysroot)?;
-    Ok(verdict)
-}
-
-/// What is left to do for the deployment `id`, which has booted.
-fn finish(host: &Host, id: &DeploymentId, originals: Originals) -> Result<()> {
-    let deployment = Deployment::open(&host.sysroot, id)?;
-    for place in place::find(host, deployment.origin.boot_type)? {
-        // It may have been chosen in the menu while the entries are not exchanged yet: then nothing is left over.
-        if let Ok(staged) = swap::probe(&[place], id) {
-            staged.finish()?;
+    // The boot loader has not been asked yet, so this is not what became of it.
+    if let Some(record) = record.as_mut().filter(|_| !matches!(verdict, Verdict::NotRestarted(_)))
+        && told.as_ref() != Some(booted)
+        && (told.is_none() || is_of_booted)
+    {
+        if is_of_booted {
+            record.outcome = Ending::Finalized;
         }
+        record.next_boot = Some(NextBoot { booted: booted.clone(), at: Timestamp::now() });
+        record.write(&host.sysroot)?;
     }
-    // Nobody may take it up again while it is being removed.
-    pending::forget(&host.sysroot)?;
-    deployment.has_booted(originals)
+    Ok(Report { verdict, left })
 }
 
-fn waiting_for_shutdown(id: &DeploymentId) -> Verdict {
-    Verdict::Unfinished(format!("{} was staged before this boot, and is finalized at the next shutdown", id.short()))
+/// What `record`, which is of another deployment than the booted one and was not judged yet, came to.
+fn judge(host: &Host, record: &Record) -> Result<Verdict> {
+    let waiting = host.marker()?;
+    let Some(to) = record.to.clone() else {
+        return Ok(waiting.map_or(Verdict::Nothing, Verdict::Waiting));
+    };
+    Ok(match (&record.outcome, waiting) {
+        (_, Some(marker)) if marker.depl_id != to => Verdict::Waiting(marker),
+        (Ending::Finalized | Ending::Merged, None) if pending::met(host)?.as_ref() == Some(&to) => {
+            Verdict::NotRestarted(to)
+        }
+        (Ending::Finalized, None) => Verdict::NotBooted(to),
+        (Ending::Merged, None) => Verdict::Merged(to),
+        (_, marker) => {
+            let (step, why) = (record.step.name(), record.error.join(": "));
+            let how =
+                if why.is_empty() { format!("ended at step {step}") } else { format!("ended at step {step}: {why}") };
+            Verdict::Unfinished { id: to, how, marker }
+        }
+    })
 }
 
-fn unfinished(id: &DeploymentId, how: &str) -> Verdict {
-    Verdict::Unfinished(format!("the finalization of {} {how}; it is tried again at the next shutdown", id.short()))
+/// What is left to do for the booted deployment. Its reminder goes first: no later boot begins again with a directory that is
+/// half deleted.
+fn finish(host: &Host, keep: bool, entries_too: bool) -> Result<()> {
+    let deployment = Deployment::open(&host.sysroot, &host.booted.id)?;
+    let config: Config = host.config(&mut vec![]);
+    let originals = if keep || config.backup_original { Originals::Keep } else { Originals::Remove };
+    if entries_too {
+        for place in place::find(host, deployment.origin.boot_type)? {
+            // It may have been chosen in the menu while the entries are not exchanged yet: then nothing is left over.
+            if let Ok(staged) = swap::probe(&[place], &host.booted.id) {
+                staged.finish()?;
+            }
+        }
+        pending::drop_all(host)?;
+    }
+    if entries_too || deployment.has_leftovers()? { deployment.has_booted(originals) } else { Ok(()) }
 }

@@ -4,6 +4,7 @@ pub mod bls;
 pub mod entries;
 pub mod grub;
 pub mod loader;
+pub mod order;
 pub mod swap;
 pub mod uki;
 pub mod user_cfg;

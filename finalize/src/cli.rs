@@ -50,9 +50,9 @@ enum Command {
         #[command(flatten)]
         ambient: Ambient,
     },
-    /// Run when the unit is started: takes up an update that a crash has interrupted
+    /// Resume an update that a crash has interrupted; run when the unit is started
     Arm(Ambient),
-    /// Run at boot: says what became of the last finalization
+    /// Say what became of the last finalization; run at boot
     Report(Ambient),
     /// What changed in /etc here, and the merge engine on any three directories
     #[command(subcommand)]
@@ -60,11 +60,11 @@ enum Command {
 }
 
 impl Cli {
-    /// Does what was asked, and writes what there is to say to `out`.
+    /// Runs the command, and writes its output to `out`.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from being done; the old deployment then is what boots.
+    /// Everything that keeps the command from its end. An error of `staged` says what boots next.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         let out: &mut dyn Write = &mut UntilClosed(out);
         match self.command {
@@ -74,7 +74,7 @@ impl Cli {
             }
             Command::Plan { form, ambient } => return report::plan(&Host::open(&ambient, Access::Read)?, form, out),
             Command::Status { json, ambient } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
-            Command::Arm(ambient) => writeln!(out, "{}", crate::arm::arm(&Host::open(&ambient, Access::Write)?)?)?,
+            Command::Arm(ambient) => report::arm(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Report(ambient) => report::report(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Etc(command) => return command.run(out),
         }

@@ -144,7 +144,7 @@ fn number<N: std::str::FromStr>(value: &DeValue<'_>) -> Result<N, Wrong> {
 
 fn choice<T: Copy>(value: &DeValue<'_>, all: &[(&str, T)]) -> Result<T, Wrong> {
     let found = value.as_str().and_then(|text| all.iter().find(|(name, _)| *name == text));
-    let names = || all.iter().map(|(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(" or ");
+    let names = || all.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
     found.map(|(_, choice)| *choice).ok_or_else(|| wrong(&names()))
 }
 

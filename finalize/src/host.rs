@@ -24,6 +24,7 @@ use crate::{
     boot::Loader,
     cmdline::{Format, Target, Verity},
     config::Config,
+    digest::DeploymentId,
     layout,
     staged::Marker,
     sys,
@@ -138,11 +139,23 @@ impl Host {
         Ok(Self { sysroot, booted, ambient: ambient.clone(), access, boot_id, root })
     }
 
-    /// The marker of a staged deployment; nothing where there is none.
+    /// The same machine, with what a finalization changes writable, privately.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, is malformed, or names the booted deployment.
+    /// When the physical root cannot be made writable.
+    pub fn into_writable(mut self) -> Result<Self> {
+        self.sysroot = writable(&self.ambient.sysroot)?;
+        self.access = Access::Write;
+        Ok(self)
+    }
+
+    /// The marker of a staged deployment; nothing where there is none, or where the marker names the booted deployment: /run
+    /// outlives a soft reboot, and that update is done.
+    ///
+    /// # Errors
+    ///
+    /// When the marker cannot be read or is malformed.
     pub fn marker(&self) -> Result<Option<Marker>> {
         let path = self.ambient.run.join(layout::MARKER);
         let named = || format!("reading the marker {}", path.display());
@@ -151,10 +164,7 @@ impl Host {
         };
         let advice = "stage the deployment again, or remove the marker";
         let marker: Marker = text.parse().with_context(|| format!("{}: {advice}", named()))?;
-        if marker.depl_id == self.booted.id {
-            bail!("{}: the deployment {} is booted already; {advice}", named(), marker.depl_id);
-        }
-        Ok(Some(marker))
+        Ok(Some(marker).filter(|marker| marker.depl_id != self.booted.id))
     }
 
     /// The live /etc, as a private mount without what is mounted below it.
@@ -236,11 +246,21 @@ fn mount_image<H: FsVerityHashValue>(sysroot: &Dir, target: &Target) -> Result<O
     repository.mount(target.id.as_str())
 }
 
+/// The name of the booted deployment.
+///
+/// # Errors
+///
+/// When no composefs deployment is booted.
+pub fn booted_id(ambient: &Ambient) -> Result<DeploymentId> {
+    booted(ambient).map(|(target, _)| target.id)
+}
+
 /// The booted deployment. What `/` is mounted from is the truth: after a soft reboot the command line is an old one.
 fn booted(ambient: &Ambient) -> Result<(Target, Root)> {
     let none = "this system is not booted from a composefs deployment";
     if let Some(text) = &ambient.cmdline {
-        let target = Target::find(text).with_context(|| format!("{none}: no composefs= in {text:?}"))?;
+        let target = Target::find(text)
+            .with_context(|| format!("{none}: no composefs= in the command line \"{}\"", text.trim().escape_debug()))?;
         return Ok((target, Root::Other));
     }
     let text = std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
@@ -261,7 +281,7 @@ fn booted(ambient: &Ambient) -> Result<(Target, Root)> {
     }
     match named {
         Some(named) if root.as_ref().is_some_and(|root| root.fs_type == "overlay") => Ok((named, Root::Other)),
-        Some(_) => bail!("{none}: the kernel command line names one, but / is mounted from {source:?}"),
+        Some(_) => bail!("{none}: the kernel command line names one, but / is mounted from {source}"),
         None => bail!("{none}: neither the mount of / nor the kernel command line names one"),
     }
 }
@@ -281,7 +301,7 @@ pub fn open(path: &Path) -> Result<Dir> {
 ///
 /// Names the path.
 pub fn writable(path: &Path) -> Result<Dir> {
-    let named = || format!("making {} writable, privately", path.display());
+    let named = || format!("mounting a private writable copy of {}", path.display());
     or_plain(path, sys::mount::clone_writable(path)).with_context(named)
 }
 

@@ -3,12 +3,11 @@
 
 use std::{
     fmt,
-    io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    io::{self, IsTerminal, Read, Write},
+    os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
 };
 
-use anyhow::Result;
 use tracing_subscriber::{filter::LevelFilter, fmt as text, prelude::*};
 
 /// A kind of message: 128 bits.
@@ -19,13 +18,13 @@ pub struct MessageId(u128);
 pub const FINALIZED: MessageId = MessageId(0xf1568c1d_a4eb49cb_a42c33dd_927d84fb);
 /// An update could not be finalized. The text says what boots next.
 pub const FAILED: MessageId = MessageId(0x958f9a9f_2c35415e_a1b8b5f1_f9994631);
-/// A conflict is set to `fail`: nothing was written.
+/// A conflict is set to `fail`: this run has written nothing.
 pub const REFUSED: MessageId = MessageId(0xf8dcb995_26be4f21_a3836cb4_475196dd);
-/// What was finalized has booted.
+/// The finalized deployment has booted.
 pub const BOOTED: MessageId = MessageId(0x4f239fd0_76984742_88b0d7d5_88580d65);
-/// What was finalized has not booted, but something else.
+/// Another deployment than the finalized one has booted.
 pub const NOT_BOOTED: MessageId = MessageId(0xb1680caa_a38f4f0d_8080b991_d8f7a957);
-/// A finalization did not come to its end, or an update was still waiting; it is tried at the next shutdown.
+/// A finalization did not come to its end, or an update is still waiting. The text says whether the next shutdown tries.
 pub const UNFINISHED: MessageId = MessageId(0x5785a151_96684bc3_85fe7dde_52c69a84);
 
 impl fmt::Display for MessageId {
@@ -43,33 +42,60 @@ pub enum Weight {
     Warning,
 }
 
-/// Sends what is logged to the journal where a service has started the program, else to standard error.
+/// Sends what is logged to the journal where a service has started the program, else to standard error. Logging never fails:
+/// a full disk or a closed pipe behind standard error changes nothing.
 pub fn begin() {
     let journal = is_connected().then(tracing_journald::layer).and_then(Result::ok);
-    let lines = journal.is_none().then(|| text::layer().with_writer(std::io::stderr).without_time().with_target(false));
+    let lines = journal.is_none().then(|| {
+        let lines = text::layer().with_writer(io::stderr).without_time().with_target(false);
+        lines.with_ansi(io::stderr().is_terminal()).log_internal_errors(false)
+    });
     let journal = journal.map(|layer| layer.with_field_prefix(None));
     // A second call would change nothing.
     _ = tracing_subscriber::registry().with(LevelFilter::INFO).with(journal).with(lines).try_init();
 }
 
-/// Tells `text` to whoever reads `out`, and the journal by its id as well, and waits until the journal has it on disk.
+/// Tells `text` to the journal by its id, then to whoever reads `out`, and waits until the journal has the message on disk.
 ///
-/// Without that a process could end before journald looks whose message it was, and `journalctl -u` would not show it, nor
-/// what was written to standard error then (systemd issue 2913).
+/// Without the wait a process could end before journald looks whose message it was, and `journalctl -u` would not show it,
+/// nor what was written to standard error then (systemd issue 2913).
 ///
-/// # Errors
-///
-/// Those of writing.
-pub fn tell(out: &mut dyn Write, id: MessageId, weight: Weight, text: &str) -> Result<()> {
-    writeln!(out, "{text}")?;
-    match (is_connected(), weight) {
-        (false, _) => return Ok(()),
-        (true, Weight::Info) => tracing::info!(MESSAGE_ID = %id, "{text}"),
-        (true, Weight::Warning) => tracing::warn!(MESSAGE_ID = %id, "{text}"),
+/// The message is a courtesy: where nobody takes it (a closed pipe, a full disk), what it tells of has happened all the same.
+pub fn tell(out: &mut dyn Write, id: MessageId, weight: Weight, text: &str) {
+    if is_connected() {
+        match weight {
+            Weight::Info => tracing::info!(MESSAGE_ID = %id, "{text}"),
+            Weight::Warning => tracing::warn!(MESSAGE_ID = %id, "{text}"),
+        }
+        // A journal that does not answer has the message all the same.
+        _ = synchronize();
     }
-    // A journal that does not answer has the message all the same.
-    _ = synchronize();
-    Ok(())
+    say(out, text);
+}
+
+/// Writes a line that nobody need read.
+pub fn say(out: &mut dyn Write, text: &str) {
+    _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// Standard output that a reader may close early, as `head` does: what is written then is dropped, without an error.
+#[derive(Debug)]
+pub struct Pipe<W>(pub W);
+
+impl<W: Write> Write for Pipe<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(bytes.len()),
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
 }
 
 /// What `journalctl --sync` does: returns when all that was sent before is stored (`io.systemd.Journal.Synchronize`, a
@@ -83,14 +109,30 @@ fn synchronize() -> io::Result<()> {
     journal.read_exact(&mut [0])
 }
 
-/// Whether standard output is the journal (systemd.exec(5), `$JOURNAL_STREAM`).
+/// Whether standard output or standard error is the journal: `$JOURNAL_STREAM` names device and inode of the journal's end,
+/// and may be inherited by programs whose output goes elsewhere (systemd.exec(5)).
 fn is_connected() -> bool {
-    std::env::var_os("JOURNAL_STREAM").is_some()
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    [is_stream(&stream, io::stderr()), is_stream(&stream, io::stdout())].contains(&true)
+}
+
+/// Whether `$JOURNAL_STREAM` is this file.
+fn is_stream(stream: &str, file: impl AsFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_journal_is_told_by_device_and_inode() {
+        let (one, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let stat = rustix::fs::fstat(&one).unwrap();
+        let stream = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_stream(&stream, &one) && !is_stream(&stream, &other));
+        assert!(!is_stream("", &one) && !is_stream(&format!("{stream}0"), &one));
+    }
 
     #[test]
     fn an_id_has_32_digits() {

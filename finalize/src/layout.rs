@@ -21,8 +21,10 @@ pub const VAR_LINK: &str = "../../os/default/var";
 pub const FINALIZE_STATE: &str = "state/finalize";
 /// *Ours*: the staged deployment; outlives a crash, unlike [`MARKER`].
 pub const STAGED: &str = "state/finalize/staged.json";
-/// *Ours*: the record of the last finalization.
+/// *Ours*: the record of the last finalization, root's.
 pub const RECORD: &str = "state/finalize/record.json";
+/// *Ours*: the same without the names of files, for everybody.
+pub const SUMMARY: &str = "state/finalize/summary.json";
 /// *Ours*: held while a finalization runs.
 pub const LOCK: &str = "state/finalize/lock";
 
@@ -49,6 +51,8 @@ pub const ETC_PLACED: &str = "etc.placed";
 pub const MARKER_DIR: &str = "composefs";
 /// The marker of a staged deployment, below `/run`.
 pub const MARKER: &str = "composefs/staged-deployment";
+/// *Ours*: the staged deployment that a finalization of this boot has met, below `/run`.
+pub const MET: &str = "composefs/met-deployment";
 
 /// The directory of both entry directories, below the file system that holds the entries.
 pub const LOADER: &str = "loader";

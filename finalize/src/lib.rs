@@ -14,7 +14,10 @@ pub mod host;
 pub mod journal;
 pub mod layout;
 pub mod lock;
+pub mod next;
+pub mod outcome;
 pub mod pending;
+pub mod progress;
 pub mod record;
 pub mod staged;
 pub mod status;
@@ -24,109 +27,168 @@ pub mod update;
 
 use std::os::fd::AsFd;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use cap_std::fs::Dir;
 
 use crate::{
     config::Config,
     deployment::Deployment,
     digest::DeploymentId,
-    etc::{Merge, Sources, apply::Links},
+    etc::{Merge, Sources, apply::Links, plan::Plan},
     host::{Access, Ambient, EtcMount, Host, Pristine},
-    lock::Lock,
-    record::{Outcome, Progress, Record, Step},
+    lock::{Lock, NotLocked},
+    next::Next,
+    outcome::{Failure, Outcome},
+    pending::{Reminder, Waiting},
+    progress::Progress,
+    record::{Counts, Ending, Record, Step},
     staged::Marker,
-    stop::Stop,
+    stop::{Limit, Stop},
     update::Update,
 };
-
-/// How a finalization ended.
-#[derive(Debug)]
-pub struct Finished {
-    /// The record, where there was a machine to record for.
-    pub record: Option<Record>,
-    /// Whatever the outcome, an error means that the old deployment is what boots.
-    pub result: Result<Outcome>,
-}
 
 /// Finalizes the staged deployment of the machine behind `ambient`.
 ///
 /// Stopped at any instant, the machine boots: the old deployment with its own /etc, or the new one with the merged one.
 /// Run again, it goes on where it was stopped.
-pub fn finalize(ambient: &Ambient, stop: &mut Stop) -> Finished {
-    let opened = Host::open(ambient, Access::Read).and_then(|host| Ok((host.marker()?, host.booted.id)));
-    let (marker, booted) = match opened {
-        Ok(found) => found,
-        Err(error) => return Finished { record: None, result: Err(error) },
+pub fn finalize(ambient: &Ambient, stop: &mut Stop) -> Outcome {
+    let booted = match host::booted_id(ambient) {
+        Ok(booted) => booted,
+        Err(error) => return Outcome::Failed(Failure { record: None, error: error.context(UNCHANGED) }),
     };
     let mut progress = Progress::begin(booted);
-    let outcome = match marker {
-        None => Outcome::NothingStaged,
-        Some(Marker { finalization_locked: true, depl_id }) => {
-            progress.record.to = Some(depl_id);
-            Outcome::Locked
-        }
-        Some(marker) => return finalize_staged(ambient, marker.depl_id, stop, progress),
+    let host = match Host::open(ambient, Access::Read) {
+        Ok(host) => host,
+        Err(error) => return fail(error, &mut progress, Next::Unknown(anyhow!("no physical root")), None),
     };
-    Finished { record: Some(progress.end(outcome).clone()), result: Ok(outcome) }
-}
-
-/// The same, and its record written whatever happens.
-fn finalize_staged(ambient: &Ambient, id: DeploymentId, stop: &mut Stop, mut progress: Progress) -> Finished {
-    progress.record.to = Some(id.clone());
-    let host = Host::open(ambient, Access::Write);
-    let result = host.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"));
-    let result = result.and_then(|host| run(host, &id, stop, &mut progress));
-    if let Err(error) = &result {
-        progress.record.error = error.chain().map(ToString::to_string).collect();
-        progress.end(Outcome::Failed);
-        if let Ok(host) = &host
-            && let Err(error) = progress.record.write(&host.sysroot)
-        {
-            tracing::warn!("{error:#}");
+    let waiting = match Waiting::find(&host) {
+        // Somebody may look without leaving a trace.
+        Ok(Waiting::Nothing) => return Outcome::NothingStaged,
+        Ok(Waiting::Staged(Marker { finalization_locked: true, depl_id })) if !is_reminded(&host, &depl_id) => {
+            return Outcome::Locked(depl_id);
+        }
+        other => other,
+    };
+    let mut next = None;
+    if let Ok(Waiting::Staged(Marker { depl_id: id, .. }) | Waiting::Again(Marker { depl_id: id, .. })) = &waiting {
+        progress.record.to = Some(id.clone());
+    }
+    let before = Next::find(&host, progress.record.to.as_ref());
+    let host = match host.into_writable() {
+        Ok(host) => host,
+        Err(error) => return fail(error, &mut progress, before, None),
+    };
+    match waiting.and_then(|_| locked(&host, stop, &mut progress, &mut next)) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let next = next.unwrap_or_else(|| Next::find(&host, progress.record.to.as_ref()));
+            fail(error, &mut progress, next, Some(&host.sysroot))
         }
     }
-    Finished { record: Some(progress.record), result }
+}
+
+/// Says, and where there is a `sysroot` writes down, that a finalization failed, and what boots next.
+fn fail(error: anyhow::Error, progress: &mut Progress, next: Next, sysroot: Option<&Dir>) -> Outcome {
+    let error = error.context(next.after_failure(&progress.record));
+    progress.record.next = next.id().cloned();
+    progress.record.error = error.chain().map(ToString::to_string).collect();
+    progress.end(Ending::Failed);
+    // The record on the disk is that of the run that has the lock.
+    let sysroot = sysroot.filter(|_| !matches!(next, Next::Undecided));
+    if let Some(Err(why)) = sysroot.map(|sysroot| progress.record.write(sysroot)) {
+        tracing::warn!("{why:#}");
+    }
+    Outcome::Failed(Failure { record: Some(Box::new(progress.record.clone())), error })
+}
+
+const UNCHANGED: &str = "no update was finalized, what boots next is unchanged";
+
+/// Whether the disk remembers the deployment as staged.
+fn is_reminded(host: &Host, id: &DeploymentId) -> bool {
+    pending::remembered(&host.sysroot).is_ok_and(|marker| marker.is_some_and(|marker| marker.depl_id == *id))
+}
+
+/// The same with the lock: what is waiting now is what counts.
+fn locked(host: &Host, stop: &mut Stop, progress: &mut Progress, next: &mut Option<Next>) -> Result<Outcome> {
+    let config = host.config(&mut progress.record.notes);
+    stop.set_deadline(Limit::Configured(config.timeout_seconds));
+    let lock = Lock::take(&host.sysroot, stop);
+    if matches!(lock, Err(NotLocked::Busy(_))) {
+        *next = Some(Next::Undecided);
+    }
+    let _lock = lock?;
+    let id = match Waiting::find(host)? {
+        Waiting::Nothing => return Ok(Outcome::NothingStaged),
+        Waiting::Cancelled(id) => return pending::drop_all(host).map(|()| Outcome::Cancelled(id)),
+        Waiting::Staged(marker) if marker.finalization_locked => {
+            pending::remember(host, &marker)?;
+            return Ok(Outcome::Locked(marker.depl_id));
+        }
+        Waiting::Staged(marker) => marker.depl_id,
+        Waiting::Again(marker) => match Reminder::judge(host, marker.clone(), &config, stop) {
+            // Finalized by this boot, and undone by somebody since.
+            Reminder::Gone(..) => return Ok(Outcome::NothingStaged),
+            _ => marker.depl_id,
+        },
+    };
+    progress.record.to = Some(id.clone());
+    let update = Update::find(host, &id, config, stop)?;
+    if let Some(other) = update.next().id().filter(|next| **next != id && **next != host.booted.id) {
+        let note = format!("the boot entries named {} as the next one: the update replaces this choice", other.short());
+        progress.record.notes.push(note);
+    }
+    let told = run(host, &update, stop, progress);
+    if told.is_err() || progress.record.outcome == Ending::Refused {
+        let found = update.next();
+        progress.record.next = found.id().cloned();
+        *next = Some(found);
+    }
+    told?;
+    if progress.record.outcome == Ending::Refused {
+        progress.record.write(&host.sysroot)?;
+    }
+    Ok(Outcome::Recorded(Box::new(progress.record.clone())))
 }
 
 /// The story, from the first look to the last deletion.
-fn run(host: &Host, id: &DeploymentId, stop: &mut Stop, progress: &mut Progress) -> Result<Outcome> {
-    let config = host.config(&mut progress.record.notes);
-    stop.set_deadline(config.timeout_seconds);
-    let _lock = Lock::take(&host.sysroot, stop)?;
-    let update = Update::find(host, id, config, stop)?;
+fn run(host: &Host, update: &Update<'_>, stop: &Stop, progress: &mut Progress) -> Result<()> {
     let probed = update.probe()?;
 
     progress.step(Step::Merge);
-    let trees = EtcTrees::open(host, &update.staged, &update.config, &mut progress.record.notes)
-        .map_err(|error| update.not_finalized(error))?;
-    let merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &update.config.policy)).transpose();
-    let mut merge = merge.map_err(|error| update.not_finalized(error))?;
+    let trees = EtcTrees::open(host, &update.staged, &update.config, &mut progress.record.notes)?;
+    let mut merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &update.config.policy)).transpose()?;
     if let Some(merge) = merge.as_mut().filter(|_| update.config.backup_original) {
         merge.links = Links::Copy;
     }
     if let Some(merge) = &merge {
-        progress.plan(&merge.plan);
+        take_down(&merge.plan, &mut progress.record);
         if !merge.plan.refused.is_empty() {
-            return refuse(merge, progress, &host.sysroot);
+            progress.end(Ending::Refused);
+            return Ok(());
         }
     }
     let durable = update.write(probed, merge.as_ref(), stop, progress)?;
 
     // From here on the new deployment boots: what fails now is no failure of the finalization.
     progress.step(Step::CleanUp);
-    progress.end(Outcome::Finalized);
+    progress.record.next = update.config.update_boot.then(|| update.staged.id.clone());
+    progress.end(if update.config.update_boot { Ending::Finalized } else { Ending::Merged });
     if let Err(error) = update.clean_up(durable, progress) {
-        progress.record.notes.push(format!("not cleaned up yet, the next boot does it: {error:#}"));
+        progress.record.notes.push(format!("clean-up did not complete; the next boot completes it: {error:#}"));
     }
-    Ok(Outcome::Finalized)
+    Ok(())
 }
 
-/// A conflict is set to `fail`: only the record is written.
-fn refuse(merge: &Merge<'_>, progress: &mut Progress, sysroot: &Dir) -> Result<Outcome> {
-    progress.record.error.extend(merge.plan.refusals());
-    progress.end(Outcome::Refused).write(sysroot)?;
-    Ok(Outcome::Refused)
+/// Writes into `record` what `plan` will do.
+fn take_down(plan: &Plan, record: &mut Record) {
+    let etc::plan::Counts { image, local, converged, merged, conflicts } = plan.counts();
+    record.counts = Counts { image, local, converged, merged, conflicts };
+    record.conflicts = plan.conflicts().map(|(path, _)| path.to_string()).collect();
+    record.notes.extend(plan.notes.iter().cloned());
+    record.skipped = plan.skipped.iter().map(ToString::to_string).collect();
+    record.metrics.files_processed = plan.steps.len() as u64 + plan.quiet.followed;
+    record.metrics.merge_operations = record.metrics.files_processed - image;
+    record.error.extend(plan.refusals());
 }
 
 /// The three trees of a machine.

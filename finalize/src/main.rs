@@ -1,21 +1,21 @@
 //! `composefs-finalize`: see the library.
 
-use std::process::ExitCode;
+use std::{
+    io::{stderr, stdout},
+    process::ExitCode,
+};
 
 use clap::Parser;
-use finalize::cli::Cli;
+use finalize::{cli::Cli, journal};
 
 fn main() -> ExitCode {
-    finalize::journal::begin();
+    journal::begin();
     finalize::sys::limit::open_files();
-    let result = Cli::parse().run(&mut std::io::stdout().lock());
-    match result {
+    match Cli::parse().run(&mut journal::Pipe(stdout().lock())) {
         Ok(code) => code,
         Err(error) => {
-            #[allow(clippy::print_stderr, reason = "only main speaks")]
-            {
-                eprintln!("composefs-finalize: {error:#}");
-            }
+            // Only main speaks.
+            journal::say(&mut stderr(), &format!("composefs-finalize: {error:#}"));
             ExitCode::FAILURE
         }
     }

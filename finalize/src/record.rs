@@ -1,9 +1,12 @@
 //! The record of a finalization: what was done, how far it came, and what became of it at the next boot.
 //!
-//! `state/finalize/record.json`, replaced atomically, readable by everybody. Unknown keys are ignored, missing ones
-//! have defaults, so that an older and a newer version can follow each other.
+//! Two files, each replaced atomically. `state/finalize/record.json` is root's: it names files of /etc, and some of these lie
+//! in directories that only root may list. `state/finalize/summary.json` is the same record without names, for everybody.
+//!
+//! An older and a newer version of the program can follow each other: unknown keys are kept, missing ones have defaults, and
+//! an unknown word for the outcome or the step is kept as it is.
 
-use std::{collections::BTreeMap, fmt, time::Instant};
+use std::{collections::BTreeMap, fmt, io};
 
 use anyhow::{Context, Result};
 use cap_std::fs::Dir;
@@ -12,56 +15,56 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::DeploymentId,
-    etc::{
-        apply::Applied,
-        plan::{Counts, Plan},
-    },
-    layout::{FINALIZE_STATE, RECORD},
+    layout::{FINALIZE_STATE, RECORD, SUMMARY, name_of},
     sys,
 };
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
 
-/// How a finalization ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How a finalization ended, as the record says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum Ending {
     /// The staged deployment boots next.
     Finalized,
-    /// There was nothing to do.
-    NothingStaged,
-    /// The staged deployment must not be finalized yet.
-    Locked,
-    /// The old deployment boots next.
+    /// The staged deployment has the merged /etc; the boot entries are left to somebody else (`[boot] update = false`).
+    Merged,
+    /// Something failed; [`Record::error`] says what.
     Failed,
-    /// A conflict that is set to `fail`: nothing was written.
+    /// A conflict is set to `fail`: this run has written nothing.
     Refused,
+    /// The word of a newer version.
+    #[serde(untagged)]
+    Unknown(String),
 }
 
-/// What a finalization does, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// The steps of a finalization, in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// Finds and checks everything.
+    /// Find and check everything.
     Probe,
-    /// Builds the merged /etc aside.
+    /// Build the merged /etc aside.
     Merge,
-    /// Puts it in place.
+    /// Put the merged /etc in place.
     Place,
-    /// Exchanges the boot entries.
+    /// Exchange the boot entries.
     Exchange,
-    /// Makes the exchange durable, and reads it back.
+    /// Make the exchange durable, and read it back.
     Settle,
-    /// Removes what is no longer needed.
+    /// Remove everything that is no longer needed.
     CleanUp,
-    /// All of it.
+    /// All steps are done.
     Done,
+    /// The word of a newer version.
+    #[serde(untagged)]
+    Unknown(String),
 }
 
 impl Step {
-    /// Its name in a record.
-    pub fn name(self) -> &'static str {
+    /// The step's name in a record.
+    pub fn name(&self) -> &str {
         match self {
             Self::Probe => "probe",
             Self::Merge => "merge",
@@ -70,7 +73,37 @@ impl Step {
             Self::Settle => "settle",
             Self::CleanUp => "clean-up",
             Self::Done => "done",
+            Self::Unknown(name) => name,
         }
+    }
+
+    /// Whether a finalization that ended at this step had perhaps changed the boot entries. An unknown step might.
+    pub fn may_have_exchanged(&self) -> bool {
+        !matches!(self, Self::Probe | Self::Merge | Self::Place)
+    }
+}
+
+/// How many paths of /etc each reason decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Paths that follow the image.
+    pub image: u64,
+    /// Paths that keep their local state.
+    pub local: u64,
+    /// Paths that both sides changed in the same way.
+    pub converged: u64,
+    /// Account files merged by record.
+    pub merged: u64,
+    /// Conflicts.
+    pub conflicts: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { image, local, converged, merged, conflicts } = self;
+        write!(f, "/etc: {image} from the image, {local} local, {converged} changed alike on both sides, ")?;
+        write!(f, "{merged} merged by record, {conflicts} conflict{}", if *conflicts == 1 { "" } else { "s" })
     }
 }
 
@@ -79,7 +112,7 @@ impl Step {
 pub struct NextBoot {
     /// The deployment that booted.
     pub booted: DeploymentId,
-    /// When this was found out.
+    /// When `report` saw this.
     pub at: Timestamp,
 }
 
@@ -104,24 +137,27 @@ pub struct Record {
     pub from: DeploymentId,
     /// The staged one.
     pub to: Option<DeploymentId>,
-    /// When it began.
+    /// When the finalization began.
     pub started: Timestamp,
-    /// When it ended.
+    /// When the finalization ended.
     pub finished: Timestamp,
-    /// How it ended.
-    pub outcome: Outcome,
+    /// How the finalization ended.
+    pub outcome: Ending,
     /// The step that was reached.
     pub step: Step,
-    /// The chain of errors, the outermost first.
+    /// What the boot entries said would boot next when the finalization had ended, where they could be read and agreed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<DeploymentId>,
+    /// The chain of errors, the outermost first; for [`Ending::Refused`] a line a conflict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub error: Vec<String>,
     /// What a person should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// Paths of /etc, by why they are what they are.
+    /// Paths of /etc, by why they are as they are.
     #[serde(default)]
     pub counts: Counts,
-    /// Paths on which both sides had changed, and what is in place.
+    /// Paths that both sides had changed in different ways.
     #[serde(default)]
     pub conflicts: Vec<String>,
     /// Paths of sockets, fifos, devices and lock files, which are not carried.
@@ -132,86 +168,33 @@ pub struct Record {
     pub bytes_copied: u64,
     /// Milliseconds a step.
     #[serde(default)]
-    pub phases: BTreeMap<Step, u64>,
+    pub phases: BTreeMap<String, u64>,
     /// The metrics of the reference guide.
     #[serde(default)]
     pub metrics: Metrics,
-    /// Whether the deployment's original /etc is to be kept after it has booted.
+    /// Whether the deployment's original /etc is to be kept after the deployment has booted.
     #[serde(default)]
     pub keep_original: bool,
     /// What the next boot found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_boot: Option<NextBoot>,
+    /// The keys of a newer version, kept.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, serde_json::Value>,
 }
 
 impl Record {
-    /// The record of the last finalization.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read or is no record of this schema.
-    pub fn read(sysroot: &Dir) -> Result<Option<Self>> {
-        let Some(text) = sys::file::read(sysroot, RECORD).with_context(|| format!("reading {RECORD}"))? else {
-            return Ok(None);
-        };
-        serde_json::from_str(&text).map(Some).with_context(|| format!("reading {RECORD}"))
-    }
-
-    /// Replaces the record, durably.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing; then the old record is still there.
-    pub fn write(&self, sysroot: &Dir) -> Result<()> {
-        let text = format!("{:#}\n", serde_json::to_value(self)?);
-        let write = || {
-            sys::file::create_dir_all(sysroot, FINALIZE_STATE)?;
-            let (dir, name) = RECORD.rsplit_once('/').unwrap_or((".", RECORD));
-            sys::file::write_atomic(&sysroot.open_dir(dir)?, name, text.as_bytes())
-        };
-        write().with_context(|| format!("writing {RECORD}"))
-    }
-}
-
-impl fmt::Display for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let to = self.to.as_ref().map(DeploymentId::short).unwrap_or_default();
-        match self.outcome {
-            Outcome::NothingStaged => return f.write_str("nothing is staged"),
-            Outcome::Locked => return write!(f, "{to} is staged but locked: not finalized"),
-            Outcome::Finalized => write!(f, "finalized {to}: it boots next")?,
-            Outcome::Refused => write!(f, "refused to finalize {to}: nothing was written")?,
-            Outcome::Failed => write!(f, "finalizing {to} failed at {:?}", self.step)?,
-        }
-        write!(f, "\n{}", self.counts)?;
-        for line in self.notes.iter().chain(&self.conflicts).chain(&self.error) {
-            write!(f, "\n  {line}")?;
-        }
-        Ok(())
-    }
-}
-
-/// A finalization under way: the record so far, and the clock.
-#[derive(Debug)]
-pub struct Progress {
-    /// The record so far.
-    pub record: Record,
-    began: Instant,
-    step_began: Instant,
-}
-
-impl Progress {
-    /// A finalization that begins now, on a machine booted into `from`.
-    pub fn begin(from: DeploymentId) -> Self {
-        let now = Timestamp::now();
-        let record = Record {
+    /// A record of a finalization that began at `now`, on a machine booted into `from`.
+    pub fn begin(from: DeploymentId, now: Timestamp) -> Self {
+        Self {
             schema: SCHEMA,
             from,
             to: None,
             started: now,
             finished: now,
-            outcome: Outcome::Failed,
+            outcome: Ending::Failed,
             step: Step::Probe,
+            next: None,
             error: vec![],
             notes: vec![],
             counts: Counts::default(),
@@ -222,46 +205,163 @@ impl Progress {
             metrics: Metrics::default(),
             keep_original: false,
             next_boot: None,
+            other: BTreeMap::new(),
+        }
+    }
+
+    /// The record of the last finalization; for those who may not read it, the same without names.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or is no record.
+    pub fn read(sysroot: &Dir) -> Result<Option<Self>> {
+        let (name, text) = match sys::file::read(sysroot, RECORD) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                (SUMMARY, sys::file::read(sysroot, SUMMARY))
+            }
+            other => (RECORD, other),
         };
-        Self { record, began: Instant::now(), step_began: Instant::now() }
+        let Some(text) = text.with_context(|| format!("reading {name}"))? else { return Ok(None) };
+        let record = serde_json::from_str(&text);
+        record.map(Some).with_context(|| format!("reading {name}: not a record of a finalization: remove the file"))
     }
 
-    /// The next step begins.
-    pub fn step(&mut self, step: Step) {
-        let spent = millis(self.step_began);
-        *self.record.phases.entry(self.record.step).or_default() += spent;
-        self.step_began = Instant::now();
-        self.record.step = step;
-        sys::fault::step(step.name());
+    /// Replaces the record and its summary, durably.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing; then the old record is still there.
+    pub fn write(&self, sysroot: &Dir) -> Result<()> {
+        for (file, mode, record) in [(RECORD, 0o600, self), (SUMMARY, 0o644, &self.without_names())] {
+            let text = format!("{:#}\n", serde_json::to_value(record)?);
+            let write = || {
+                sys::file::create_dir_all(sysroot, FINALIZE_STATE)?;
+                replace(&sysroot.open_dir(FINALIZE_STATE)?, name_of(file), mode, text.as_bytes())
+            };
+            write().with_context(|| format!("writing {file}"))?;
+        }
+        Ok(())
     }
 
-    /// What the merge will do.
-    pub fn plan(&mut self, plan: &Plan) {
-        let record = &mut self.record;
-        record.counts = plan.counts();
-        record.conflicts = plan.conflicts().map(|(path, _)| path.to_string()).collect();
-        record.notes.extend(plan.notes.iter().cloned());
-        record.skipped = plan.skipped.iter().map(ToString::to_string).collect();
-        record.metrics.files_processed = plan.steps.len() as u64 + plan.quiet.followed;
-        record.metrics.merge_operations = record.metrics.files_processed - record.counts.image;
-    }
-
-    /// What the merge did.
-    pub fn applied(&mut self, applied: &Applied) {
-        self.record.bytes_copied = applied.bytes_copied;
-        let moved = applied.said();
-        self.record.notes.extend(moved);
-    }
-
-    /// How it ended, or how it will have ended once what follows is done.
-    pub fn end(&mut self, outcome: Outcome) -> &Record {
-        self.record.outcome = outcome;
-        self.record.finished = Timestamp::now();
-        self.record.metrics.execution_time_ms = millis(self.began);
-        &self.record
+    /// The record for everybody: numbers, times and digests.
+    fn without_names(&self) -> Self {
+        let mut public = self.clone();
+        let names = [&mut public.error, &mut public.notes, &mut public.conflicts, &mut public.skipped];
+        if names.into_iter().flat_map(std::mem::take).count() > 0 {
+            public.notes.push(format!("details: {RECORD}, readable by root"));
+        }
+        // Nobody knows what a newer version keeps there.
+        public.other.clear();
+        public
     }
 }
 
-fn millis(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// Writes `name` in `dir` as a whole, with the permission bits `mode` from the beginning, and makes it durable.
+fn replace(dir: &Dir, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+    let aside = format!(".{name}.new");
+    let fd = || std::os::fd::AsFd::as_fd(dir);
+    sys::remove::file(dir, &aside)?;
+    let written = sys::node::create(fd(), aside.as_bytes(), mode).and_then(|file| {
+        let file = std::fs::File::from(file);
+        sys::node::write(&file, content)?;
+        sys::sync::fsync(&file)
+    });
+    let replaced = written.and_then(|()| sys::rename::replace(dir, &aside, name));
+    if replaced.is_err() {
+        _ = sys::remove::file(dir, &aside);
+    }
+    replaced?;
+    sys::sync::fsync(dir.open(".")?)
+}
+
+impl fmt::Display for Record {
+    /// For people: the first line says how it ended and what boots next, the others give details.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = self.to.as_ref().map_or("the update", DeploymentId::short);
+        match &self.outcome {
+            Ending::Finalized => write!(f, "finalized {to}: it boots next")?,
+            Ending::Merged => {
+                write!(f, "merged /etc of {to}; boot entries left alone ([boot] update = false in config.toml)")?;
+            }
+            Ending::Refused => {
+                let next = match &self.next {
+                    Some(next) if Some(next) == self.to.as_ref() => "boots next as an earlier run left it",
+                    Some(next) if *next == self.from => "not applied; the booted deployment boots next",
+                    _ => "not applied; the boot entries are unchanged",
+                };
+                write!(f, "update {to}: {next}")?;
+            }
+            Ending::Failed => write!(f, "finalizing {to} failed at step {}", self.step.name())?,
+            Ending::Unknown(word) => write!(f, "finalizing {to} ended with {word}, a word of a newer version")?,
+        }
+        if self.counts != Counts::default() {
+            write!(f, "\n{}", self.counts)?;
+        }
+        let line = |path: &str| format!("/etc/{path}: conflict");
+        for line in self.conflicts.iter().map(|path| line(path)) {
+            // A conflict that refuses the update says so in its own line.
+            if !self.error.iter().any(|error| error.starts_with(&line)) {
+                write!(f, "\n  {line}")?;
+            }
+        }
+        self.notes.iter().chain(&self.error).try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(change: impl Fn(&mut serde_json::Value)) -> Result<Record, serde_json::Error> {
+        let from = "a".repeat(64).parse().unwrap();
+        let mut json = serde_json::to_value(Record::begin(from, Timestamp::UNIX_EPOCH)).unwrap();
+        change(&mut json);
+        serde_json::from_value(json)
+    }
+
+    #[test]
+    fn words_and_keys_of_a_newer_version_survive_the_round_trip() {
+        let newer = |json: &mut serde_json::Value| {
+            json["schema"] = 2.into();
+            json["outcome"] = "postponed".into();
+            json["step"] = "seal".into();
+            json["phases"] = serde_json::json!({ "seal": 7, "probe": 1 });
+            json["sealed_by"] = serde_json::json!({ "key": [1, 2] });
+        };
+        let read = record(newer).unwrap();
+        assert_eq!(read.outcome, Ending::Unknown("postponed".to_owned()));
+        assert_eq!((read.step.name(), read.phases["seal"]), ("seal", 7));
+        let mut want = serde_json::to_value(record(|_| {}).unwrap()).unwrap();
+        newer(&mut want);
+        assert_eq!(serde_json::to_value(&read).unwrap(), want);
+        assert!(read.to_string().contains("postponed"));
+    }
+
+    #[test]
+    fn a_record_with_few_keys_is_a_record() {
+        let bare = |json: &mut serde_json::Value| {
+            let keep = ["schema", "from", "to", "started", "finished", "outcome", "step"];
+            json.as_object_mut().unwrap().retain(|key, _| keep.contains(&key.as_str()));
+        };
+        assert_eq!(record(bare).unwrap(), record(|_| {}).unwrap());
+    }
+
+    #[test]
+    fn counts_have_one_wording() {
+        let counts = Counts { image: 673, local: 11, converged: 4, merged: 4, conflicts: 2 };
+        let want = "/etc: 673 from the image, 11 local, 4 changed alike on both sides, 4 merged by record, 2 conflicts";
+        assert_eq!(counts.to_string(), want);
+    }
+
+    #[test]
+    fn the_summary_names_no_file() {
+        let mut record = record(|_| {}).unwrap();
+        record.conflicts = vec!["ssl/private/secret".to_owned()];
+        record.skipped = vec!["secret.sock".to_owned()];
+        record.error = vec!["reading /etc/secret".to_owned()];
+        record.notes = vec!["/etc/secret changed".to_owned()];
+        record.other.insert("new".to_owned(), "secret".into());
+        let public = serde_json::to_string(&record.without_names()).unwrap();
+        assert!(!public.contains("secret") && public.contains("readable by root"), "{public}");
+    }
 }

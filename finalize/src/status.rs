@@ -25,8 +25,10 @@ pub struct Status {
     pub booted: Booted,
     /// What is staged.
     pub staged: Option<Staged>,
-    /// What the boot loader falls back on, when it can be seen.
-    pub rollback: Vec<DeploymentId>,
+    /// The deployment that boots next, when the boot entries can be read.
+    pub next: Option<DeploymentId>,
+    /// The other deployments that the boot loader can start, in its order.
+    pub fallback: Vec<DeploymentId>,
     /// The boot loader, when it can be told.
     pub loader: Option<Loader>,
     /// How the booted deployment boots.
@@ -70,7 +72,7 @@ impl Status {
                 unknown.push(format!("{error:#}"));
             }
         };
-        let (mut staged, mut loader, mut record, mut boot_type, mut rollback) = (None, None, None, None, vec![]);
+        let (mut staged, mut loader, mut record, mut boot_type, mut boots) = (None, None, None, None, vec![]);
         known(host.marker().map(|marker| {
             staged = marker.map(|marker| Staged {
                 complete: completeness(&Deployment::open(&host.sysroot, &marker.depl_id)),
@@ -81,10 +83,12 @@ impl Status {
         known(place::loader(host).map(|found| loader = Some(found)));
         known(Record::read(&host.sysroot).map(|found| record = found));
         known(Deployment::open(&host.sysroot, &host.booted.id).map(|d| boot_type = Some(d.origin.boot_type)));
-        known(fallbacks(host, boot_type.unwrap_or(BootType::Bls)).map(|found| rollback = found));
+        known(bootable(host, boot_type.unwrap_or(BootType::Bls)).map(|found| boots = found));
+        let mut boots = boots.into_iter();
         let verity_required = host.booted.verity == Verity::Required;
         let booted = Booted { id: host.booted.id.clone(), verity_required };
-        Ok(Self { schema: 1, booted, staged, rollback, loader, boot_type, record, unknown })
+        let (next, fallback) = (boots.next(), boots.collect());
+        Ok(Self { schema: 1, booted, staged, next, fallback, loader, boot_type, record, unknown })
     }
 }
 
@@ -99,12 +103,12 @@ fn completeness<T>(opened: &Result<T>) -> Option<bool> {
     }
 }
 
-/// The deployments that live entries boot, but for the booted one.
-fn fallbacks(host: &Host, boot_type: BootType) -> Result<Vec<DeploymentId>> {
+/// The deployments that live entries boot, each once, in the boot loader's order.
+fn bootable(host: &Host, boot_type: BootType) -> Result<Vec<DeploymentId>> {
     let mut all = vec![];
     for place in place::find(host, boot_type)? {
         for id in place.deployments()? {
-            all.extend(Some(id).filter(|id| *id != host.booted.id && !all.contains(id)));
+            all.extend(Some(id).filter(|id| !all.contains(id)));
         }
     }
     Ok(all)
@@ -126,8 +130,11 @@ impl fmt::Display for Status {
                 writeln!(f, "staged    {id} ({complete}{locked})")?;
             }
         }
-        for id in &self.rollback {
-            writeln!(f, "also      {id}")?;
+        if let Some(next) = &self.next {
+            writeln!(f, "next      {next}")?;
+        }
+        for id in &self.fallback {
+            writeln!(f, "fallback  {id}")?;
         }
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
         writeln!(f, "loader    {}", or_unknown(self.loader.map(|l| l.to_string())))?;

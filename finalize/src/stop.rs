@@ -1,7 +1,7 @@
 //! When to stop: at SIGTERM or SIGINT, or at a deadline that comes before the service manager's, so that there is time
 //! to leave everything in order.
 //!
-//! Nobody is interrupted: who writes asks between two steps, or two files.
+//! Stopping is cooperative: writers poll between steps and between files.
 
 use std::{
     io,
@@ -21,12 +21,38 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Why a finalization stops before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Stopped {
-    /// Somebody wants it to.
+    /// Somebody asked the process to end.
     #[error("stopped by a signal")]
     Signal,
-    /// It takes too long.
-    #[error("not done after {0} seconds ([finalize] timeout-seconds in config.toml)")]
-    Deadline(u64),
+    /// The time is over.
+    #[error("not done after {}", .0)]
+    Deadline(Limit),
+}
+
+/// How much time there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// So many seconds, as the configuration says.
+    Configured(u64),
+    /// So many seconds, as the program's own rule.
+    Fixed(u64),
+}
+
+impl Limit {
+    fn seconds(self) -> u64 {
+        let (Self::Configured(seconds) | Self::Fixed(seconds)) = self;
+        seconds
+    }
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} seconds", self.seconds())?;
+        match self {
+            Self::Configured(_) => f.write_str(" ([finalize] timeout-seconds in config.toml)"),
+            Self::Fixed(_) => Ok(()),
+        }
+    }
 }
 
 /// Knows whether to stop.
@@ -35,7 +61,7 @@ pub struct Stop {
     /// Becomes readable at a signal.
     signal: Option<UnixStream>,
     began: Instant,
-    seconds: Option<u64>,
+    limit: Option<Limit>,
 }
 
 impl Stop {
@@ -53,12 +79,12 @@ impl Stop {
 
     /// Never stops.
     pub fn never() -> Self {
-        Self { signal: None, began: Instant::now(), seconds: None }
+        Self { signal: None, began: Instant::now(), limit: None }
     }
 
-    /// Also stops so many seconds after it was made.
-    pub fn set_deadline(&mut self, seconds: u64) {
-        self.seconds = Some(seconds);
+    /// Also stops when so much time has passed since this value was made.
+    pub fn set_deadline(&mut self, limit: Limit) {
+        self.limit = Some(limit);
     }
 
     /// Fails when it is time to stop.
@@ -92,7 +118,7 @@ impl Stop {
     ///
     /// As [`Stop::check`].
     pub fn pause(&self, how_long: Duration) -> Result<(), Stopped> {
-        let left = self.seconds.map(|seconds| Duration::from_secs(seconds).saturating_sub(self.began.elapsed()));
+        let left = self.limit.map(|limit| Duration::from_secs(limit.seconds()).saturating_sub(self.began.elapsed()));
         let timeout = Timespec::try_from(left.map_or(how_long, |left| left.min(how_long))).ok();
         let mut signal: Vec<_> = self.signal.iter().map(|signal| PollFd::new(signal, PollFlags::IN)).collect();
         // That a signal arrived is what the descriptor says, whatever became of the call.
@@ -100,9 +126,9 @@ impl Stop {
             Err(Errno::INTR) => return self.check(),
             polled => polled.is_ok_and(|ready| ready > 0),
         };
-        match (signalled, left, self.seconds) {
+        match (signalled, left, self.limit) {
             (true, ..) => Err(Stopped::Signal),
-            (false, Some(left), Some(seconds)) if left <= how_long => Err(Stopped::Deadline(seconds)),
+            (false, Some(left), Some(limit)) if left <= how_long => Err(Stopped::Deadline(limit)),
             _ => Ok(()),
         }
     }
@@ -139,11 +165,11 @@ mod tests {
     fn a_deadline_and_a_signal_stop() {
         let mut stop = Stop::never();
         assert_eq!(stop.check(), Ok(()));
-        stop.set_deadline(3600);
+        stop.set_deadline(Limit::Configured(3600));
         assert_eq!(stop.check(), Ok(()));
         assert_eq!(stop.pause(Duration::from_millis(1)), Ok(()));
-        stop.set_deadline(0);
-        assert_eq!(stop.check(), Err(Stopped::Deadline(0)));
+        stop.set_deadline(Limit::Configured(0));
+        assert_eq!(stop.check(), Err(Stopped::Deadline(Limit::Configured(0))));
         let (signal, sender) = UnixStream::pair().unwrap();
         let stop = Stop { signal: Some(signal), ..Stop::never() };
         assert_eq!(stop.check(), Ok(()));

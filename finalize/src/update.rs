@@ -15,8 +15,11 @@ use crate::{
     digest::DeploymentId,
     etc::Merge,
     host::{Host, place},
+    next::Next,
     pending,
-    record::{Outcome, Progress, Step},
+    progress::Progress,
+    record::Step,
+    staged::Marker,
     stop::Stop,
     sys,
 };
@@ -62,8 +65,7 @@ impl<'a> Update<'a> {
     ///
     /// As [`boot::probe`].
     pub fn probe(&self) -> Result<Staged> {
-        let probed = boot::probe(&self.places, &self.staged.id, self.staged.origin.boot_digest.as_deref());
-        probed.map_err(|error| self.not_finalized(error))
+        boot::probe(&self.places, &self.staged.id, self.staged.origin.boot_digest.as_deref())
     }
 
     /// From the first write until the new deployment is what boots, whatever happens. After an error what this run has
@@ -71,7 +73,7 @@ impl<'a> Update<'a> {
     ///
     /// # Errors
     ///
-    /// What could not be written, and [`crate::stop::Stopped`] before the exchange has begun; with what boots next.
+    /// What could not be written, and [`crate::stop::Stopped`] before the exchange has begun.
     pub fn write(
         &self,
         staged: Staged,
@@ -86,7 +88,7 @@ impl<'a> Update<'a> {
             .and_then(|()| {
                 stop.check()?;
                 progress.step(Step::Exchange);
-                Ok(staged.sync()?)
+                staged.sync()
             })
             .and_then(|synced| {
                 stop.check()?;
@@ -94,14 +96,13 @@ impl<'a> Update<'a> {
                 progress.step(Step::Settle);
                 exchanged.settle().map_err(|failed| done.keep(failed))
             });
-        written.map_err(|error| {
-            if self.config.rollback_on_failure
-                && let Err(why) = done.take_back(untouched)
-            {
-                progress.record.notes.push(format!("taking back what was done: {why:#}"));
-            }
-            self.not_finalized(error)
-        })
+        if written.is_err()
+            && self.config.rollback_on_failure
+            && let Err(why) = done.take_back(untouched, self)
+        {
+            progress.record.notes.push(format!("taking back what was done: {why:#}"));
+        }
+        written
     }
 
     /// Builds the merged /etc and puts it in place, durably.
@@ -111,13 +112,14 @@ impl<'a> Update<'a> {
         placing: &mut Option<Placing<'b>>,
         (stop, progress): (&Stop, &mut Progress),
     ) -> Result<()> {
-        pending::remember(&self.host.sysroot, &self.staged.id)?;
+        pending::remember(self.host, &Marker { depl_id: self.staged.id.clone(), finalization_locked: false })?;
         let Some(merge) = merge else { return Ok(()) };
         let placing = placing.insert(self.staged.begin_merge()?);
         let (merging, conflicts) = Deployment::MERGE;
         sys::space::check(&self.staged.state, merge.plan.bytes()).context("looking for room for etc.merging")?;
         let applied = merge.write(&self.staged.state, merging, conflicts, stop).context("building etc.merging")?;
-        progress.applied(&applied);
+        progress.record.bytes_copied = applied.bytes_copied;
+        progress.record.notes.extend(applied.said());
         stop.check()?;
         progress.step(Step::Place);
         sys::sync::file_system(self.staged.state.open(".")?).context("syncing the merged /etc")?;
@@ -133,25 +135,20 @@ impl<'a> Update<'a> {
         let sysroot = &self.host.sysroot;
         progress.record.keep_original = self.config.backup_original;
         progress.record.write(sysroot)?;
+        match self.config.update_boot {
+            true => pending::done(self.host)?,
+            // Whoever changes the entries may want the marker.
+            false => pending::forget(sysroot)?,
+        }
         durable.clean_up()?;
-        pending::forget(sysroot)?;
         self.staged.remove_rubbish().context("removing what the merge has left")?;
         progress.step(Step::Done);
-        progress.end(Outcome::Finalized).write(sysroot)
+        progress.stamp().write(sysroot)
     }
 
-    /// What boots next after `error`, by what the boot entries say.
-    pub fn not_finalized(&self, error: Error) -> Error {
-        let first = |place: &Place| Ok(place.deployments()?.into_iter().next());
-        let next = match self.places.iter().map(first).collect::<Result<Vec<_>>>() {
-            Ok(first) if first.iter().flatten().all(|id| *id != self.staged.id) => {
-                "the old deployment boots next".into()
-            }
-            Ok(first) if first.iter().flatten().all(|id| *id == self.staged.id) => "but it boots next".to_owned(),
-            Ok(_) => "which deployment boots next depends on the disk that is started".to_owned(),
-            Err(why) => format!("which deployment boots next is not known ({why:#})"),
-        };
-        error.context(format!("{} was not finalized, {next}", self.staged.id.short()))
+    /// What boots next.
+    pub fn next(&self) -> Next {
+        Next::of(&self.places)
     }
 }
 
@@ -163,11 +160,12 @@ impl Done<'_> {
     }
 
     /// The boot entries first: no entry may name the deployment while its /etc is not in place. Where an earlier run had
-    /// exchanged some of them, the merged /etc stays.
-    fn take_back(self, untouched: bool) -> Result<()> {
+    /// exchanged some of them, or another program has in the meantime, the merged /etc stays.
+    fn take_back(self, untouched: bool, update: &Update<'_>) -> Result<()> {
         self.undo.map_or(Ok(()), Undo::take_back)?;
+        let boots = !update.places.is_empty() && update.next().may_be(&update.staged.id);
         match self.placing {
-            Some(placing) if untouched => placing.take_back(),
+            Some(placing) if untouched && !boots => placing.take_back(),
             _ => Ok(()),
         }
     }

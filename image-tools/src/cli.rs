@@ -89,7 +89,7 @@ impl Cli {
     /// Whatever keeps it from being done.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         match self.command {
-            Command::Boot(typed) => return typed.run(),
+            Command::Boot(typed) => return typed.run(out),
             Command::Crash(typed) => return typed.run(out),
             Command::Inspect(typed) => return typed.run(out),
             Command::Seal(typed) => return typed.run(out),

@@ -22,6 +22,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -37,7 +38,7 @@ use self::{
 use crate::{
     inspect::table,
     sparse,
-    vm::{Changes, Machine, Show, Vm},
+    vm::{Changes, Machine, Show, Vm, accel::Wanted},
 };
 
 /// How many power cuts a thread tries in a row: what it has seen of one serves the next, which differs by a write.
@@ -58,6 +59,10 @@ pub struct Session {
     pub authorized_key: Option<PathBuf>,
     /// What edits the running machine; it must leave everything on the disk (sync). Then the power button is pressed.
     pub program: Vec<String>,
+    /// What runs the machine.
+    pub accel: Wanted,
+    /// How long each of its lives may take.
+    pub timeout: Option<Duration>,
 }
 
 /// A machine that was watched.
@@ -277,6 +282,9 @@ fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
         ssh: session.ssh,
         authorized_key: session.authorized_key.clone(),
         resume: None,
+        accel: session.accel,
+        timeout: session.timeout,
+        monitor: None,
         memory: 1024,
         processors: 1,
     }

@@ -153,7 +153,9 @@ impl Disk {
 
     fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
         let entries: Entries = match loader {
-            Loader::SystemdBoot => self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect(),
+            Loader::SystemdBoot | Loader::GrubCc => {
+                self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect()
+            }
             Loader::Grub => self.grub.files(&self.in_boot(&format!("{}/{dir}", layout::LOADER)))?.into_iter().collect(),
         };
         let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
@@ -220,6 +222,19 @@ impl Disk {
         for dir in dirs.iter().filter(|_| loader == Loader::Grub) {
             let entries: Entries = self.grub.files(dir)?.into_iter().collect();
             let text = entries.get(boot::grub::GENERATED);
+            let main = self.grub.read(&self.in_boot(&format!("{}/grub.cfg", layout::GRUB)))?.unwrap_or_default();
+            let sourced = format!("{}/{}/{}", layout::LOADER, layout::ENTRIES, boot::grub::GENERATED);
+            if text.is_none()
+                && dir.ends_with(layout::ENTRIES)
+                && main.contains(&sourced)
+                && !main.contains(".conf; do")
+            {
+                wrong.push(format!(
+                    "{dir}/{} is missing, and {}/grub.cfg reads nothing else: GRUB ends at its prompt",
+                    boot::grub::GENERATED,
+                    layout::GRUB
+                ));
+            }
             if text.is_some_and(|text| text != boot::grub::menuentries(&entries)) {
                 wrong.push(format!("{dir}/{} is not made from the entries beside it", boot::grub::GENERATED));
             }
@@ -240,7 +255,7 @@ impl Disk {
         for entry in report.entries.iter().chain(&report.staged_entries) {
             for path in &entry.files {
                 let found = match report.loader {
-                    Loader::SystemdBoot => self.esp.exists(path)?,
+                    Loader::SystemdBoot | Loader::GrubCc => self.esp.exists(path)?,
                     Loader::Grub if path.ends_with(".efi") => self.esp.exists(path)?,
                     Loader::Grub => self.grub.exists(path)?,
                 };

@@ -1,22 +1,33 @@
-//! A machine in QEMU: started, listened to, talked to, ended. Nothing waits for time; everything waits for what the
-//! guest says, for an answer of QEMU, or for the end of the process.
+//! A machine in QEMU: started, listened to, talked to, ended. Everything waits for what the guest says, for an answer of
+//! QEMU, or for the end of the process; and whatever stops the machine ends each wait, with what QEMU says of it.
 
-pub mod console;
-pub mod qemu;
-pub mod qmp;
+pub mod accel;
+mod console;
+mod qemu;
+mod qmp;
+mod saved;
+mod watch;
 
 use std::{
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use serde_json::json;
-use wait_timeout::ChildExt;
 
-use self::{console::Console, qmp::Qmp};
+use self::{
+    accel::{Accel, Taken, Wanted},
+    qmp::Qmp,
+    saved::Saved,
+    watch::{Ending, Watch},
+};
+
+/// How long a program that is asked to end is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to boot, and how.
 #[derive(Debug, Clone)]
@@ -39,6 +50,12 @@ pub struct Machine {
     pub authorized_key: Option<PathBuf>,
     /// The saved machine to go on from, see [`Vm::save`].
     pub resume: Option<PathBuf>,
+    /// What runs it.
+    pub accel: Wanted,
+    /// How long it may live; for ever where nothing is said.
+    pub timeout: Option<Duration>,
+    /// A socket at which QEMU listens to others as well (QMP).
+    pub monitor: Option<PathBuf>,
     /// Memory in MiB.
     pub memory: u32,
     /// How many processors it has.
@@ -67,8 +84,13 @@ pub enum Show {
 #[derive(Debug)]
 pub struct Vm {
     child: Child,
-    console: Console,
+    reader: Option<JoinHandle<()>>,
+    watch: Watch,
     qmp: Qmp,
+    /// What runs it.
+    pub accel: Taken,
+    until: Option<Instant>,
+    timeout: Option<Duration>,
     _scratch: tempfile::TempDir,
 }
 
@@ -79,30 +101,56 @@ impl Vm {
     ///
     /// When QEMU is missing, too old, does not start, or does not know what was saved: with what it said.
     pub fn start(machine: &Machine) -> Result<Self> {
-        if let Some(state) = machine.resume.as_ref().filter(|state| !state.exists()) {
-            bail!("going on from {}: there is no such file: save a machine first", state.display());
+        let wanted = match &machine.resume {
+            None => machine.accel,
+            Some(state) => {
+                let saved = Saved::read(state)?.accelerator;
+                let refused = matches!((saved, machine.accel), (Accel::Kvm, Wanted::Tcg) | (Accel::Tcg, Wanted::Kvm));
+                ensure!(!refused, "{} was saved under {saved}, and goes on under nothing else", state.display());
+                if saved == Accel::Kvm { Wanted::Kvm } else { Wanted::Tcg }
+            }
+        };
+        let mut vm =
+            Self::launch(accel::choose(wanted)?, (&machine.log, machine.show), machine.timeout, |accel, scratch| {
+                qemu::command(machine, accel, scratch)
+            })?;
+        if let Some(state) = &machine.resume {
+            let resumed = vm.migrate("migrate-incoming", state);
+            resumed.map_err(|error| vm.told(error)).with_context(|| format!("going on from {}", state.display()))?;
         }
+        Ok(vm)
+    }
+
+    /// Starts what `command` says, without a disk, a log, or an end of its own.
+    fn firmware(command: impl FnOnce(&Path) -> Result<Command>) -> Result<Self> {
+        let taken = Taken { accelerator: Accel::Kvm, why_not_kvm: None };
+        Self::launch(taken, (Path::new("/dev/null"), Show::Nothing), None, |_, scratch| command(scratch))
+    }
+
+    fn launch(
+        accel: Taken,
+        (log, show): (&Path, Show),
+        timeout: Option<Duration>,
+        command: impl FnOnce(Accel, &Path) -> Result<Command>,
+    ) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("vm-").tempdir()?;
-        let mut command = qemu::command(machine, scratch.path())?;
+        let mut command = command(accel.accelerator, scratch.path())?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let socket = scratch.path().join("qmp");
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
         let mut child = command.spawn().context("starting qemu-system-x86_64: is it installed?")?;
-        let mut console = Console::read(&mut child, &machine.log, machine.show)?;
-        let resumed = Qmp::accept(&listener, &child).and_then(|mut qmp| {
-            if let Some(state) = &machine.resume {
-                migrate(&mut qmp, "migrate-incoming", state)
-                    .with_context(|| format!("going on from {}", state.display()))?;
+        let watch = Watch::default();
+        let reader = console::read(&mut child, log, show, &watch)?;
+        match Qmp::accept(&listener, &child, &watch) {
+            Ok(qmp) => {
+                let until = timeout.map(|timeout| Instant::now() + timeout);
+                Ok(Self { child, reader: Some(reader), watch, qmp, accel, until, timeout, _scratch: scratch })
             }
-            Ok(qmp)
-        });
-        match resumed {
-            Ok(qmp) => Ok(Self { child, console, qmp, _scratch: scratch }),
             Err(error) => {
                 _ = child.kill();
                 _ = child.wait();
-                console.finish();
-                Err(error.context(console.errors()))
+                _ = reader.join();
+                Err(error.context(watch.tell(|heard| heard.complaints.trim().to_owned())))
             }
         }
     }
@@ -111,28 +159,38 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When the machine ends without having said it: shows its last lines.
+    /// When the machine ends, stops, starts over and over again, or has no time left: says which, with the console's last
+    /// lines.
     pub fn wait_for(&mut self, text: &str) -> Result<()> {
-        let heard = self.console.wait_for(text);
-        ensure!(heard, "the guest never said {text:?}; its last words:\n{}", self.console.tail());
-        Ok(())
+        self.watch.tell(|heard| heard.resets = 0);
+        let heard = self.watch.wait(self.until, |heard| heard.has_said(text).then_some(()));
+        heard.map_err(|ending| self.ended(ending).context(format!("the guest never said {text:?}")))
+    }
+
+    /// Waits for anything on the console.
+    fn wait_for_any_word(mut self, until: Instant) -> Result<()> {
+        let spoken = self.watch.wait(Some(until), |heard| heard.has_spoken().then_some(()));
+        spoken.map_err(|ending| self.ended(ending))
     }
 
     /// Presses the power button until the machine is off: a guest that is still starting does not hear it.
     ///
     /// # Errors
     ///
-    /// When QEMU does not answer, or failed: with what it said.
+    /// As [`Vm::wait_off`].
     pub fn power_down(mut self) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(3);
-        while self.child.wait_timeout(Duration::ZERO)?.is_none() {
+        loop {
             let pressed = self.qmp.execute("system_powerdown", json!({}));
-            match self.child.wait_timeout(PATIENCE)? {
-                None => _ = pressed.context("pressing the power button")?,
-                Some(_) => break,
+            let soon = Instant::now() + PATIENCE;
+            let until = self.until.map_or(soon, |until| until.min(soon));
+            match self.watch.wait(Some(until), |heard| heard.ended.then_some(())) {
+                Err(Ending::Deadline) if self.until.is_none_or(|until| until > Instant::now()) => {
+                    pressed.context("pressing the power button")?;
+                }
+                _ => return self.wait_off(),
             }
         }
-        self.wait_off()
     }
 
     /// Saves the running machine in the file `state`, and ends it. On its disk as it is now, or a copy, and with the same
@@ -145,8 +203,9 @@ impl Vm {
     pub fn save(mut self, state: &Path) -> Result<()> {
         let saving = || format!("saving the machine in {}", state.display());
         let dir = state.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let part = tempfile::NamedTempFile::new_in(dir).with_context(saving)?;
-        migrate(&mut self.qmp, "migrate", part.path()).with_context(saving)?;
+        let mut part = tempfile::NamedTempFile::new_in(dir).with_context(saving)?;
+        Saved { accelerator: self.accel.accelerator }.write(part.as_file_mut()).with_context(saving)?;
+        self.migrate("migrate", part.path()).with_context(saving)?;
         self.qmp.execute("quit", json!({}))?;
         self.wait_off()?;
         part.persist(state).with_context(saving)?;
@@ -157,11 +216,16 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When QEMU failed: with what it said.
+    /// When QEMU failed, or the machine stopped instead, or has no time left: says which, with what QEMU said.
     pub fn wait_off(mut self) -> Result<()> {
+        match self.watch.wait(self.until, |heard| (heard.ended && heard.trouble.is_none()).then_some(())) {
+            Ok(()) | Err(Ending::Ended) => {}
+            Err(ending) => return Err(self.ended(ending)),
+        }
         let status = self.child.wait().context("waiting for QEMU")?;
-        self.console.finish();
-        ensure!(status.success(), "QEMU failed ({status}): {}", self.console.errors());
+        self.finish();
+        let complaints = self.watch.tell(|heard| heard.complaints.trim().to_owned());
+        ensure!(status.success(), "QEMU failed ({status}): {complaints}");
         Ok(())
     }
 
@@ -169,29 +233,114 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When it cannot be started.
-    pub fn run(&self, program: &Path, arguments: &[String], machine: &Machine) -> Result<ExitStatus> {
+    /// When it cannot be started, and when the machine stops before it ends: then the program is ended.
+    pub fn run(&mut self, program: &Path, arguments: &[String], machine: &Machine) -> Result<ExitStatus> {
         let mut command = Command::new(program);
         command.args(arguments).env("GUEST_PORT", machine.ssh.unwrap_or(0).to_string());
-        command.status().with_context(|| format!("starting {}", program.display()))
-    }
-}
-
-/// To QEMU, a saved machine is one on its way to another host.
-fn migrate(qmp: &mut Qmp, command: &str, state: &Path) -> Result<()> {
-    let file = json!({ "transport": "file", "filename": state, "offset": 0 });
-    qmp.execute("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] }))?;
-    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 }))?;
-    qmp.execute(command, json!({ "channels": [{ "channel-type": "main", "addr": file }] }))?;
-    loop {
-        match qmp.event("MIGRATION")?["status"].as_str() {
-            Some("completed") => return Ok(()),
-            Some("failed") => {
-                // On the way in it ends at once, and its last words say why.
-                let why = qmp.execute("query-migrate", json!({})).unwrap_or_default();
-                bail!("{}", why["error-desc"].as_str().unwrap_or("QEMU has refused it"));
+        let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+        self.watch.tell(|heard| heard.program_ended = false);
+        let pid = rustix::process::Pid::from_child(&child);
+        let watch = self.watch.clone();
+        let waiting = std::thread::spawn(move || {
+            let mut child = child;
+            let status = child.wait();
+            watch.tell(|heard| heard.program_ended = true);
+            status
+        });
+        // A guest that is powered off by the program is no trouble; the program goes on.
+        let ended = loop {
+            match self.watch.wait(self.until, |heard| heard.program_ended.then_some(())) {
+                Ok(()) => break None,
+                Err(Ending::Ended) => {
+                    let off = self.watch.ended_program(self.until);
+                    break off.err();
+                }
+                // Programs restart the guest.
+                Err(Ending::Trouble(watch::Trouble::Resets)) => self.watch.tell(|heard| {
+                    heard.resets = 0;
+                    heard.trouble = None;
+                }),
+                Err(ending) => break Some(ending),
             }
-            _ => {}
+        };
+        if ended.is_some() {
+            _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            if self.watch.ended_program(Some(Instant::now() + PATIENCE)).is_err() {
+                _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let status = waiting.join().map_err(|_| anyhow!("waiting for {}", program.display()))?;
+        match ended {
+            Some(ending) => Err(self.ended(ending).context(format!("{} was ended", program.display()))),
+            None => status.with_context(|| format!("waiting for {}", program.display())),
+        }
+    }
+
+    /// To QEMU, a saved machine is one on its way to another host.
+    fn migrate(&mut self, command: &str, state: &Path) -> Result<()> {
+        let file = json!({ "transport": "file", "filename": state, "offset": saved::OFFSET });
+        let capabilities = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        self.watch.tell(|heard| heard.stop_is_wanted = true);
+        self.qmp.execute("migrate-set-capabilities", capabilities)?;
+        self.qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 }))?;
+        self.qmp.execute(command, json!({ "channels": [{ "channel-type": "main", "addr": file }] }))?;
+        loop {
+            let event = self.watch.wait(self.until, |heard| heard.migration.pop_front());
+            match event.map_err(|ending| self.ended(ending))?["status"].as_str() {
+                Some("completed") => break,
+                Some("failed") => {
+                    // On the way in it ends at once, and its last words say why.
+                    let why = self.qmp.execute("query-migrate", json!({})).unwrap_or_default();
+                    bail!("{}", why["error-desc"].as_str().unwrap_or("QEMU has refused it"));
+                }
+                _ => {}
+            }
+        }
+        if command == "migrate-incoming" {
+            self.watch.tell(|heard| heard.stop_is_wanted = false);
+        }
+        Ok(())
+    }
+
+    /// What there is to say of a machine that does not go on: why, QEMU's state and words, the console's last lines.
+    fn ended(&mut self, ending: Ending) -> Error {
+        let mut story = match &ending {
+            Ending::Trouble(trouble) => trouble.to_string(),
+            Ending::Ended => "the machine is off".to_owned(),
+            Ending::Deadline => {
+                let minutes = self.timeout.unwrap_or_default().as_secs_f64() / 60.0;
+                format!("the machine is not done after {minutes:.1} minutes (--timeout)")
+            }
+        };
+        if ending != Ending::Ended
+            && let Ok(state) = self.qmp.execute("query-status", json!({}))
+        {
+            story += &format!("; QEMU's state: {}", state["status"].as_str().unwrap_or("unknown"));
+        }
+        // A machine that is stopped says nothing more, and one that has ended has said it all.
+        _ = self.child.kill();
+        _ = self.child.wait();
+        self.finish();
+        let (complaints, tail) = self.watch.tell(|heard| (heard.complaints.trim().to_owned(), heard.tail()));
+        if !complaints.is_empty() {
+            story += &format!("\nQEMU said:\n{complaints}");
+        }
+        anyhow!("{story}\nthe console's last words:\n{tail}")
+    }
+
+    /// The error with what QEMU complained about.
+    fn told(&mut self, error: Error) -> Error {
+        _ = self.child.kill();
+        _ = self.child.wait();
+        self.finish();
+        let complaints = self.watch.tell(|heard| heard.complaints.trim().to_owned());
+        if complaints.is_empty() { error } else { error.context(complaints) }
+    }
+
+    /// Waits for the end of console and complaints.
+    fn finish(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            _ = reader.join();
         }
     }
 }

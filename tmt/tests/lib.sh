@@ -9,7 +9,7 @@ value_of() { sed -nE "s/^ {2,6}\"$1\": \"?([^\",]*)\"?,?$/\1/p" | sed -n 1p; }
 status() { composefs-finalize status --json; }
 booted() { findmnt -no SOURCE / | cut -d: -f2; }
 staged() { status | sed -n '/"staged": {/,/}/p' | value_of id; }
-fallback() { status | sed -n '/"rollback": \[/,/\]/p' | sed -nE 's/^ +"([0-9a-f]+)",?$/\1/p' | sed -n 1p; }
+fallback() { status | sed -n '/"fallback": \[/,/\]/p' | sed -nE 's/^ +"([0-9a-f]+)",?$/\1/p' | sed -n 1p; }
 recorded() { value_of "$1" </sysroot/state/finalize/record.json; }
 image_version() { sed -n 's/^VERSION_ID="\(.*\)"$/\1/p' /usr/lib/os-release; }
 state() { echo "/sysroot/state/deploy/$1"; }
@@ -34,11 +34,14 @@ has() { # WHAT TEXT PART
 # Whether this is the first time that it is asked.
 once() { [ ! -e "$notes/once-$1" ] && touch "$notes/once-$1"; }
 
-# Notes which boot this is, and begins another one.
+# Notes which boot this is, and begins another one, with the command of the note reboot-by where a sentence has left one.
 next_boot() {
+  local by=()
   cat /proc/sys/kernel/random/boot_id >"$notes/boot-id"
   booted >"$notes/was-booted"
-  tmt-reboot
+  [ ! -e "$notes/reboot-by" ] || by=(-c "$(noted reboot-by)")
+  rm -f "$notes/reboot-by"
+  tmt-reboot "${by[@]}"
   exit
 }
 another_boot() { is "another boot" "$([ "$(cat /proc/sys/kernel/random/boot_id)" != "$(noted boot-id)" ] && echo yes)" yes; }

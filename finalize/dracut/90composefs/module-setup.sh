@@ -11,12 +11,14 @@ depends() {
 }
 
 installkernel() {
-    hostonly='' instmods erofs overlay ext4 vfat nls_cp437 nls_ascii nls_iso8859-1 virtio_blk virtio_pci
+    hostonly='' instmods erofs overlay ext4 vfat nls_cp437 nls_ascii nls_iso8859-1 virtio_blk virtio_pci efivarfs
 }
 
 install() {
     inst /usr/lib/composefs/composefs-setup-root
     inst_simple "$moddir/setup-root-conf.toml" /usr/lib/composefs/setup-root-conf.toml
-    inst_simple "$moddir/composefs-setup-root.service" "$systemdsystemunitdir/composefs-setup-root.service"
+    for unit in composefs-setup-root.service composefs-setup-root-retry.service; do
+        inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
+    done
     $SYSTEMCTL -q --root "$initdir" add-wants initrd-root-fs.target composefs-setup-root.service
 }

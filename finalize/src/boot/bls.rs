@@ -5,7 +5,12 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{cmdline::Target, digest::DeploymentId, layout::BOOT_PREFIX};
+use super::order::Counter;
+use crate::{
+    cmdline::Target,
+    digest::DeploymentId,
+    layout::{BOOT_PREFIX, EFI_LINUX, EFI_LINUX_BOOTC},
+};
 
 /// A Type #1 entry. Any text is one; an entry without the right keys just does not boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +61,7 @@ impl Entry {
     /// else's and are never changed.
     pub fn is_ours(&self) -> bool {
         let names_composefs = |word: &str| word.starts_with("composefs=") || word.starts_with("composefs.digest=");
-        self.files().any(|path| path.contains(BOOT_PREFIX))
+        self.files().any(|path| path.contains(BOOT_PREFIX) || is_of_an_older_bootc(path))
             || crate::cmdline::words(&self.options()).any(names_composefs)
     }
 
@@ -73,10 +78,28 @@ impl Entry {
     }
 }
 
-/// The deployment in the name of a UKI, `…/bootc_composefs-<D>.efi`.
+/// The deployment in the name of a UKI, `…/bootc_composefs-<D>.efi`; of an older bootc `EFI/Linux/bootc/<D>.efi`. A boot
+/// counter is no part of the name.
 pub fn id_of_uki(path: &str) -> Option<DeploymentId> {
-    let name = path.rsplit(['/', '\\']).next()?;
-    name.strip_prefix(BOOT_PREFIX)?.strip_suffix(".efi")?.parse().ok()
+    let (above, name) = path.rsplit_once(['/', '\\']).unwrap_or(("", path));
+    let (name, _) = Counter::split(name);
+    let stem = name.strip_suffix(".efi")?;
+    match stem.strip_prefix(BOOT_PREFIX) {
+        Some(id) => id.parse().ok(),
+        None => is_below(above, EFI_LINUX_BOOTC).then(|| stem.parse().ok())?,
+    }
+}
+
+/// Kernel directories and UKIs had no prefix in an older bootc: `EFI/Linux/<D>/vmlinuz`, `EFI/Linux/bootc/<D>.efi`.
+fn is_of_an_older_bootc(path: &str) -> bool {
+    let dir = path.rsplit_once('/').and_then(|(dir, _)| dir.rsplit_once('/'));
+    let in_dir = dir.is_some_and(|(above, name)| is_below(above, EFI_LINUX) && name.parse::<DeploymentId>().is_ok());
+    in_dir || id_of_uki(path).is_some()
+}
+
+/// Whether two directories of an ESP are the same; FAT knows no case.
+fn is_below(dir: &str, wanted: &str) -> bool {
+    dir.trim_matches(['/', '\\']).replace('\\', "/").eq_ignore_ascii_case(wanted)
 }
 
 impl FromStr for Entry {
@@ -111,6 +134,7 @@ impl Role {
     /// The name of the entry's file. GRUB sorts by file name, descending, so the priority is 1 for the primary.
     ///
     /// `version` counts before the priority in that order: entries that shall stand in the order of their roles must
+    /// have the same version in their names.
     pub fn file_name(self, os_id: &str, version: &str) -> String {
         let priority = match self {
             Self::Primary => 1,
@@ -172,6 +196,29 @@ mod tests {
         assert!(!entry("").is_ours());
         assert!(entry("options composefs=?zz").is_ours());
         assert!(entry("options composefs.digest=v1-sha512-12:zz").is_ours());
+    }
+
+    #[test]
+    fn entries_of_an_older_bootc_are_ours() {
+        let (long, short) = ("ab".repeat(64), "cd".repeat(32));
+        for id in [&long, &short] {
+            let uki = entry(&format!("title x\nefi /EFI/Linux/bootc/{id}.efi\nsort-key bootc-x-0\n"));
+            assert!(uki.is_ours());
+            assert_eq!(uki.deployment().unwrap().as_str(), id);
+            assert!(entry(&format!("linux /EFI/Linux/{id}/vmlinuz\ninitrd /EFI/Linux/{id}/initrd")).is_ours());
+        }
+        assert_eq!(id_of_uki(&format!("/EFI/Linux/bootc/bootc_composefs-{long}+2-1.efi")).unwrap().as_str(), long);
+        assert_eq!(id_of_uki(&format!("\\efi\\linux\\BOOTC\\{long}.efi")).unwrap().as_str(), long);
+        for path in [
+            format!("/EFI/Linux/{long}.efi"),
+            format!("/EFI/other/{long}.efi"),
+            format!("/{short}/vmlinuz"),
+            format!("/EFI/Linux/x{short}/vmlinuz"),
+            "/EFI/Linux/vmlinuz".to_owned(),
+            "efi".to_owned(),
+        ] {
+            assert!(!entry(&format!("linux {path}")).is_ours() && id_of_uki(&path).is_none(), "{path}");
+        }
     }
 
     #[test]

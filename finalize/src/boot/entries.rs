@@ -1,10 +1,14 @@
 //! A directory of Type #1 entries, read as a whole, and the order in which a boot loader shows them.
 
-use std::{cmp::Ordering, collections::BTreeMap, io};
+use std::{collections::BTreeMap, io};
 
 use cap_std::fs::Dir;
 
-use super::{bls::Entry, loader::Loader};
+use super::{
+    bls::Entry,
+    loader::Loader,
+    order::{self, Item},
+};
 use crate::{digest::DeploymentId, sys};
 
 /// The files of an entry directory: name and content. What is no regular file is not listed.
@@ -61,13 +65,11 @@ impl Entries {
     pub fn ordered(&self, loader: Loader) -> Vec<(&str, Entry)> {
         let parse = |(name, content): (_, &str)| content.parse().ok().map(|entry: Entry| (name, entry));
         let bootable = |(_, entry): &(&str, Entry)| entry.files().next().is_some();
+        let list: Vec<_> = self.files().filter(|(name, _)| is_entry(name)).filter_map(parse).filter(bootable).collect();
         let mut list: Vec<_> =
-            self.files().filter(|(name, _)| is_entry(name)).filter_map(parse).filter(bootable).collect();
-        list.sort_by(|one, other| match loader {
-            Loader::Grub => compare_versions(other.0, one.0),
-            Loader::SystemdBoot => systemd_boot_order(one, other),
-        });
-        list
+            list.into_iter().map(|(name, entry)| (Item::of_entry(name, &entry), name, entry)).collect();
+        list.sort_by(|one, other| order::compare(loader, &one.0, &other.0));
+        list.into_iter().map(|(_, name, entry)| (name, entry)).collect()
     }
 
     /// The deployment of the first entry that is ours. Where somebody's own entry stands before it (with GRUB a file
@@ -93,116 +95,9 @@ pub fn is_entry(name: &str) -> bool {
     name.len().checked_sub(5).and_then(|at| name.get(at..)).is_some_and(|end| end.eq_ignore_ascii_case(".conf"))
 }
 
-/// systemd-boot's order (the Boot Loader Specification, "Sorting"): entries with a sort key first, by it; then newer
-/// versions first; then by file name, descending.
-fn systemd_boot_order(one: &(&str, Entry), other: &(&str, Entry)) -> Ordering {
-    let key = |entry: &Entry, key: &str| entry.value(key).unwrap_or_default().to_owned();
-    let by_key = match (one.1.value("sort-key"), other.1.value("sort-key")) {
-        (Some(a), Some(b)) => a.cmp(b).then_with(|| {
-            let machine = key(&one.1, "machine-id").cmp(&key(&other.1, "machine-id"));
-            machine.then_with(|| compare_versions(&key(&other.1, "version"), &key(&one.1, "version")))
-        }),
-        (Some(_), None) => Ordering::Less,
-        (None, Some(_)) => Ordering::Greater,
-        (None, None) => Ordering::Equal,
-    };
-    by_key.then_with(|| compare_versions(other.0, one.0))
-}
-
-/// The UAPI group's "Version Format Specification": runs of digits by value, runs of letters as text, `~` before the
-/// end, `-` `^` `.` before other characters.
-pub fn compare_versions(one: &str, other: &str) -> Ordering {
-    let valid = |c: &u8| c.is_ascii_alphanumeric() || b"-.~^".contains(c);
-    let (mut a, mut b) = (one.as_bytes(), other.as_bytes());
-    loop {
-        a = &a[a.iter().position(&valid).unwrap_or(a.len())..];
-        b = &b[b.iter().position(&valid).unwrap_or(b.len())..];
-        for special in *b"~" {
-            match (a.first() == Some(&special), b.first() == Some(&special)) {
-                (true, true) => (a, b) = (&a[1..], &b[1..]),
-                (true, false) => return Ordering::Less,
-                (false, true) => return Ordering::Greater,
-                (false, false) => {}
-            }
-        }
-        if a.is_empty() || b.is_empty() {
-            return a.len().cmp(&b.len());
-        }
-        let mut stepped = false;
-        for special in *b"-^." {
-            match (a[0] == special, b[0] == special) {
-                (true, true) => {
-                    (a, b, stepped) = (&a[1..], &b[1..], true);
-                    break;
-                }
-                (true, false) => return Ordering::Less,
-                (false, true) => return Ordering::Greater,
-                (false, false) => {}
-            }
-        }
-        if stepped {
-            continue;
-        }
-        let digits = a[0].is_ascii_digit() || b[0].is_ascii_digit();
-        let (x, rest_a) = run(a, digits);
-        let (y, rest_b) = run(b, digits);
-        let order = match digits {
-            true => (x.len(), x).cmp(&(y.len(), y)),
-            false => x.cmp(y),
-        };
-        if order != Ordering::Equal {
-            return order;
-        }
-        (a, b) = (rest_a, rest_b);
-    }
-}
-
-/// The leading run of digits, without leading zeros, or of letters; and what follows.
-fn run(text: &[u8], digits: bool) -> (&[u8], &[u8]) {
-    let inside = |c: &u8| if digits { c.is_ascii_digit() } else { c.is_ascii_alphabetic() };
-    let end = text.iter().position(|c| !inside(c)).unwrap_or(text.len());
-    let (head, rest) = text.split_at(end);
-    let zeros = if digits { head.iter().take_while(|c| **c == b'0').count() } else { 0 };
-    (&head[zeros..], rest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_compare_as_the_specification_says() {
-        let ascending = [
-            "~rc1",
-            "",
-            "-",
-            "-a",
-            "0",
-            "1~rc1",
-            "1",
-            "1-1",
-            "1.0",
-            "1.1",
-            "1a",
-            "9",
-            "10",
-            "122.1",
-            "123~rc1-1",
-            "123",
-            "123-a",
-            "123-a.1",
-            "123-a1",
-            "123a",
-            "123a-1",
-            "124",
-        ];
-        let smaller = |a: &str, b: &str| compare_versions(a, b) == Ordering::Less;
-        let wrong: Vec<_> =
-            ascending.windows(2).filter(|w| w[0] != "~rc1" && w[0] != "-" && !smaller(w[0], w[1])).collect();
-        assert!(wrong.len() <= 1, "{wrong:?}");
-        assert_eq!(compare_versions("01", "1"), Ordering::Equal);
-        assert_eq!(compare_versions("a_b", "a b"), Ordering::Equal);
-    }
 
     fn entries(files: &[(&str, &str)]) -> Entries {
         files.iter().map(|(n, c)| (format!("{n}.conf"), c.replace(';', "\n"))).collect()
@@ -220,6 +115,11 @@ mod tests {
         let [one, two] = ["sort-key k-1;version 9;linux /a", "sort-key k-0;version 1;linux /b"];
         check(b, &[("z", one), ("a", two)], &["a", "z"]);
         check(b, &[("a", "version 1;linux /a"), ("z", one)], &["z", "a"]);
+        check(
+            b,
+            &[("x+0-3", "sort-key a;linux /a"), ("w", "linux /w"), ("y+1", "sort-key b;linux /b")],
+            &["y+1", "w", "x+0-3"],
+        );
         check(b, &[("a", "sort-key k;version 1.2;linux /a"), ("b", "sort-key k;version 1.10;linux /a")], &["b", "a"]);
     }
 

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Loader, bls::Entry, entries::Entries};
+use super::{Loader, bls::Entry, entries::Entries, order};
 use crate::{cmdline, digest::DeploymentId, layout};
 
 /// The name of the generated file. It lies between the entries, so that it is exchanged with them.
@@ -20,7 +20,7 @@ pub const EFI_UUID: &str = "efiuuid.cfg";
 pub fn menuentries(entries: &Entries) -> String {
     let mut text = "# Generated from the .conf files beside it.\n".to_owned();
     let entries = entries.ordered(Loader::Grub);
-    for ((name, entry), title) in entries.iter().zip(titles(&entries)) {
+    for ((name, entry), title) in entries.iter().zip(order::titles(&entries)) {
         let Some(commands) = commands(entry) else { continue };
         let id = name.trim_end_matches(".conf");
         _ = write!(text, "menuentry {}", quoted(&title));
@@ -35,24 +35,6 @@ pub fn menuentries(entries: &Entries) -> String {
         _ = write!(text, " --id {} {{\n{commands}}}\n", quoted(id));
     }
     text
-}
-
-/// The title of each entry: with the version where titles are equal, and with the file name where that is not enough.
-fn titles(entries: &[(&str, Entry)]) -> Vec<String> {
-    let bare = |(name, entry): &(&str, Entry)| entry.value("title").unwrap_or(name).to_owned();
-    let versions = entries.iter().map(|(_, entry)| entry.value("version").unwrap_or_default());
-    let names = entries.iter().map(|(name, _)| name.trim_end_matches(".conf"));
-    told_apart(told_apart(entries.iter().map(bare).collect(), versions), names)
-}
-
-/// The same titles; those that stand twice with `more` behind them, in parentheses.
-fn told_apart<'a>(titles: Vec<String>, more: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let is_twice = |title: &String| titles.iter().filter(|other| *other == title).count() > 1;
-    let told = titles.iter().zip(more).map(|(title, more)| match is_twice(title) && !more.is_empty() {
-        true => format!("{title} ({more})"),
-        false => title.clone(),
-    });
-    told.collect()
 }
 
 /// The files that an entry boots, absolute within their partition. `initrd` holds words; one with a variable in it names

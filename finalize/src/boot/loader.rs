@@ -10,11 +10,13 @@ pub enum Loader {
     SystemdBoot,
     /// GRUB 2, entries in the boot directory or partition.
     Grub,
+    /// GRUB for confidential computing: entries and kernels on the ESP as with systemd-boot, in GRUB's order.
+    GrubCc,
 }
 
 /// A text that names no boot loader.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no boot loader; expected systemd-boot or grub")]
+#[error("{0:?} is no boot loader; expected systemd-boot, grub or grub-cc")]
 pub struct NotALoader(String);
 
 impl Loader {
@@ -22,12 +24,25 @@ impl Loader {
     /// (systemd's "Boot Loader Interface").
     pub fn from_loader_info(variable: &[u8]) -> Option<Self> {
         let info = utf16(variable)?.to_ascii_lowercase();
-        match (info.contains("systemd-boot"), info.contains("grub")) {
-            (true, _) => Some(Self::SystemdBoot),
-            (_, true) => Some(Self::Grub),
-            _ => None,
+        let has = |name| info.contains(name);
+        match () {
+            () if has("systemd-boot") => Some(Self::SystemdBoot),
+            () if has("grub cc") => Some(Self::GrubCc),
+            () if has("grub") => Some(Self::Grub),
+            () => None,
         }
     }
+
+    /// Whether entries and kernels lie on the ESP.
+    pub fn is_on_esp(self) -> bool {
+        self != Self::Grub
+    }
+}
+
+/// The major version in `LoaderInfo`: 257 of `systemd-boot 257.9-1`.
+pub fn major_version(info: &str) -> Option<u32> {
+    let version = info.split_ascii_whitespace().nth(1)?;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The text of an EFI variable as efivarfs shows it.
@@ -43,6 +58,7 @@ impl FromStr for Loader {
         match text {
             "systemd-boot" => Ok(Self::SystemdBoot),
             "grub" => Ok(Self::Grub),
+            "grub-cc" => Ok(Self::GrubCc),
             other => Err(NotALoader(other.to_owned())),
         }
     }
@@ -53,6 +69,7 @@ impl fmt::Display for Loader {
         f.write_str(match self {
             Self::SystemdBoot => "systemd-boot",
             Self::Grub => "grub",
+            Self::GrubCc => "grub-cc",
         })
     }
 }
@@ -68,7 +85,23 @@ mod tests {
         };
         assert_eq!(Loader::from_loader_info(&variable("systemd-boot 257.9\0")), Some(Loader::SystemdBoot));
         assert_eq!(Loader::from_loader_info(&variable("GRUB 2.12")), Some(Loader::Grub));
+        assert_eq!(Loader::from_loader_info(&variable("GRUB CC 2.12")), Some(Loader::GrubCc));
         assert_eq!(Loader::from_loader_info(&variable("rEFInd")), None);
         assert_eq!(Loader::from_loader_info(&[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn names_survive_being_written() {
+        for loader in [Loader::SystemdBoot, Loader::Grub, Loader::GrubCc] {
+            assert_eq!(loader.to_string().parse(), Ok(loader));
+        }
+        assert!("lilo".parse::<Loader>().is_err());
+    }
+
+    #[test]
+    fn the_version_is_the_first_number() {
+        assert_eq!(major_version("systemd-boot 257.9-1~deb13u1"), Some(257));
+        assert_eq!(major_version("systemd-boot v258"), None);
+        assert_eq!(major_version("systemd-boot"), None);
     }
 }

@@ -11,7 +11,7 @@ use cap_std::fs::Dir;
 use object::read::{Object, ObjectSection, ReadCache, pe::PeFile64};
 use sha2::{Digest, Sha256};
 
-use super::{Loader, entries::compare_versions};
+use super::{Loader, order::compare_versions};
 use crate::{cmdline::Target, digest::DeploymentId, layout::EFI_LINUX};
 
 /// A command line is shorter.

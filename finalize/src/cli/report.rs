@@ -7,43 +7,102 @@ use anyhow::{Context, Result};
 use super::etc::Form;
 use crate::{
     Preview,
-    arm::{self, Verdict},
+    arm::{self, Report, Verdict},
     finalize,
     host::{Ambient, Host},
-    journal::{BOOTED, FAILED, FINALIZED, NOT_BOOTED, REFUSED, UNFINISHED, Weight, tell},
+    journal::{BOOTED, FAILED, FINALIZED, MessageId, NOT_BOOTED, REFUSED, UNFINISHED, Weight, say, tell},
+    outcome::Outcome,
     preview,
-    record::{Outcome, Step},
+    record::{Ending, Step},
     staged::Marker,
     status::Status,
-    stop::Stop,
+    stop::{Limit, Stop},
 };
 
-/// Finalizes, and says how it ended.
+/// What `arm` and `report` take at most, in seconds: a boot waits for them.
+const BOOT: u64 = 60;
+
+/// Finalizes, and says how it ended. The journal is told in every form; neither outcome nor exit code depend on `out`.
 ///
 /// # Errors
 ///
-/// Those of the finalization, which the journal is told as well.
+/// Those of the finalization.
 pub fn staged(ambient: &Ambient, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
     let mut stop = Stop::at_signal().context("listening for signals")?;
-    let finished = finalize(ambient, &mut stop);
-    match (&finished.record, &finished.result) {
-        (Some(record), _) if json => writeln!(out, "{:#}", serde_json::to_value(record)?)?,
-        (Some(record), Ok(outcome)) => {
-            let text = record.to_string();
-            match outcome {
-                Outcome::Finalized if record.step == Step::Done => tell(out, FINALIZED, Weight::Info, &text)?,
-                Outcome::Finalized => tell(out, FINALIZED, Weight::Warning, &text)?,
-                Outcome::Refused => tell(out, REFUSED, Weight::Warning, &text)?,
-                _ => writeln!(out, "{text}")?,
-            }
-        }
-        (_, Err(error)) => tell(&mut std::io::sink(), FAILED, Weight::Warning, &format!("{error:#}"))?,
-        _ => {}
+    let outcome = finalize(ambient, &mut stop);
+    let mut sink = std::io::sink();
+    let people: &mut dyn Write = if json { &mut sink } else { out };
+    let told = message(&outcome);
+    match told.id {
+        // Failures are main's to write: standard error is theirs.
+        Some(FAILED) => tell(&mut std::io::sink(), FAILED, told.weight, &told.text),
+        Some(id) => tell(people, id, told.weight, &told.text),
+        None => say(people, &told.text),
     }
-    Ok(match finished.result? {
-        Outcome::Refused => ExitCode::from(3),
-        _ => ExitCode::SUCCESS,
-    })
+    if json {
+        say(out, &format!("{:#}", outcome.to_json()?));
+    }
+    let code = ExitCode::from(outcome.exit_code());
+    match outcome {
+        Outcome::Failed(failure) => Err(failure.error),
+        _ => Ok(code),
+    }
+}
+
+/// A message for people and the journal.
+struct Message {
+    id: Option<MessageId>,
+    weight: Weight,
+    text: String,
+}
+
+/// The words for every outcome.
+fn message(outcome: &Outcome) -> Message {
+    let plain = |text: String| Message { id: None, weight: Weight::Info, text };
+    match outcome {
+        Outcome::NothingStaged => plain("nothing is staged".to_owned()),
+        Outcome::Locked(id) => plain(format!("update {} is staged but locked: not finalized", id.short())),
+        Outcome::Cancelled(id) => {
+            plain(format!("forgot update {}: its marker was removed, so the update is cancelled", id.short()))
+        }
+        Outcome::Failed(failure) => {
+            let text = format!("{:#}", failure.error);
+            Message { id: Some(FAILED), weight: Weight::Warning, text }
+        }
+        Outcome::Recorded(record) => {
+            let (id, weight) = match (&record.outcome, &record.step) {
+                (Ending::Finalized, Step::Done) => (Some(FINALIZED), Weight::Info),
+                (Ending::Finalized, _) => (Some(FINALIZED), Weight::Warning),
+                (Ending::Refused, _) => (Some(REFUSED), Weight::Warning),
+                _ => (None, Weight::Info),
+            };
+            Message { id, weight, text: record.to_string() }
+        }
+    }
+}
+
+/// Resumes an interrupted update, and says which.
+///
+/// # Errors
+///
+/// Those of [`arm::arm`].
+pub fn arm(host: &Host, out: &mut dyn Write) -> Result<()> {
+    let armed = arm::arm(host, &in_time(host)?)?;
+    if armed.is_warning() {
+        tell(out, UNFINISHED, Weight::Warning, &armed.to_string());
+    } else {
+        say(out, &armed.to_string());
+    }
+    Ok(())
+}
+
+fn in_time(host: &Host) -> Result<Stop> {
+    let mut stop = Stop::at_signal().context("listening for signals")?;
+    stop.set_deadline(match host.config(&mut vec![]).timeout_seconds {
+        less @ ..BOOT => Limit::Configured(less),
+        _ => Limit::Fixed(BOOT),
+    });
+    Ok(stop)
 }
 
 /// Says what became of the last finalization.
@@ -52,14 +111,18 @@ pub fn staged(ambient: &Ambient, json: bool, out: &mut dyn Write) -> Result<Exit
 ///
 /// Those of [`arm::report`].
 pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
-    let verdict = arm::report(host, &Stop::at_signal().context("listening for signals")?)?;
+    let Report { verdict, left } = arm::report(host, &in_time(host)?)?;
+    for error in left {
+        tracing::warn!("{error:#}; the next boot tries again");
+    }
     let text = verdict.to_string();
     match verdict {
-        Verdict::Nothing => Ok(writeln!(out, "{text}")?),
+        Verdict::Nothing | Verdict::NotRestarted(_) | Verdict::Merged(_) | Verdict::Waiting(_) => say(out, &text),
         Verdict::Booted(_) => tell(out, BOOTED, Weight::Info, &text),
         Verdict::NotBooted(_) => tell(out, NOT_BOOTED, Weight::Warning, &text),
-        Verdict::Unfinished(_) => tell(out, UNFINISHED, Weight::Warning, &text),
+        Verdict::Unfinished { .. } => tell(out, UNFINISHED, Weight::Warning, &text),
     }
+    Ok(())
 }
 
 /// Prints what a finalization would do to /etc, also where the deployment is still locked.

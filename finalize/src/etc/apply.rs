@@ -171,7 +171,8 @@ pub fn apply(plan: &Plan, trees: &Trees, roots: Roots<'_>) -> Result<Applied, Fa
     done.moved.sort();
     let dirs = work.levels.iter().flatten().map(|(path, _)| *path);
     let dirs = dirs.filter(|path| current.nodes.get(path).is_some_and(Node::is_dir));
-    flags::find(dirs, roots, &mut done)?;
+    let merged = plan.steps.iter().filter(|(_, step)| step.content.is_some()).map(|(path, _)| path);
+    flags::find(dirs.chain(merged), roots, &mut done)?;
     flags::set(roots, &mut done)?;
     Ok(done)
 }

@@ -12,6 +12,8 @@ use rustix::{
     io::Errno,
 };
 
+use crate::sys;
+
 use super::{
     Sources,
     plan::{Plan, SameBytes, Side},
@@ -97,8 +99,8 @@ impl SameBytes for Files<'_> {
     }
 }
 
-/// Whether the regular files `name` of two directories have the same owner, mode, size and bytes, and neither has an
-/// extended attribute that counts. `false` where that is not certain.
+/// Whether the regular files `name` of two directories have the same owner, mode, size and bytes, neither has an extended
+/// attribute that counts, and the other has no flag. `false` where that is not certain.
 ///
 /// # Errors
 ///
@@ -107,7 +109,7 @@ pub fn surely_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>, name: &[u8]) -> i
     let (Some((mut one, a)), Some((mut other, b))) = (open_plain(one, name)?, open_plain(other, name)?) else {
         return Ok(false);
     };
-    if a != b {
+    if a != b || sys::flags::get(&other)?.is_some() {
         return Ok(false);
     }
     thread_local!(static BUFFERS: RefCell<Box<Buffers>> = RefCell::new(Box::new([[0; 1 << 16]; 2])));

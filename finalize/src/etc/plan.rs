@@ -5,6 +5,7 @@
 
 mod choose;
 mod decide;
+mod flagged;
 mod generated;
 mod print;
 mod records;
@@ -71,6 +72,8 @@ pub struct Trees {
     pub new: Tree,
     /// What is in none of the three, because it needs no decision.
     pub quiet: Quiet,
+    /// Local files that may not be changed (`chattr`), where the booted image has a file too.
+    pub flagged: BTreeSet<RelPath>,
 }
 
 /// Leaves that nobody changed locally, in directories that the live and the new tree have: they follow the image.
@@ -171,6 +174,7 @@ pub fn plan(trees: &mut Trees, bytes: &mut dyn SameBytes, policy: &Policy) -> Re
     }
     plan.skipped.sort();
     plan.skipped.dedup();
+    flagged::keep(&mut plan, trees, bytes)?;
     store::decide(&mut plan, trees, bytes, policy)?;
     records::decide(&mut plan, trees, bytes, policy)?;
     plan.elsewhere = space::elsewhere(&plan, &trees.current);

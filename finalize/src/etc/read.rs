@@ -6,13 +6,14 @@
 //! node nothing is read at all. Everything else becomes nodes, for [`super::plan`] to decide on.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use rustix::{
-    fs::{FileType, Mode, openat},
+    fs::{FileType, Mode, OFlags, openat},
     io::Errno,
 };
 
@@ -24,6 +25,7 @@ use super::{
     scan::{DIR, Found, node},
     tree::{Kind, Node, RelPath, Tree},
 };
+use crate::sys;
 
 /// Reads the three trees.
 ///
@@ -54,6 +56,7 @@ pub fn read(sources: &Sources<'_>, policy: &Policy) -> Result<Trees, (RelPath, i
         tree.skipped.sort();
     }
     trees.quiet = found.quiet;
+    trees.flagged = found.flagged;
     Ok(trees)
 }
 
@@ -69,6 +72,7 @@ struct Side {
 struct Everything {
     sides: [Side; 3],
     quiet: Quiet,
+    flagged: BTreeSet<RelPath>,
     failed: Option<(RelPath, io::Error)>,
 }
 
@@ -142,6 +146,9 @@ impl Reader<'_> {
                 continue;
             }
             let mut is_dir = false;
+            if matches!(rules, Rules::None | Rules::Special) && is_flagged(&visit.dirs, name, types) {
+                all.flagged.insert(path());
+            }
             for (side, dir) in all.sides.iter_mut().zip(&visit.dirs) {
                 let Some(dir) = dir else { continue };
                 match node(dir.as_fd(), name).map_err(at)? {
@@ -192,6 +199,7 @@ impl Everything {
             side.nodes.extend(more.nodes);
             side.skipped.extend(more.skipped);
         }
+        self.flagged.extend(more.flagged);
         self.quiet.followed += more.quiet.followed;
         self.quiet.leaves.extend(more.quiet.leaves);
     }
@@ -214,6 +222,15 @@ fn enter(above: &Visit, path: RelPath, ruled: bool) -> Result<Visit, (RelPath, i
     let [pristine, current, new] = &above.dirs;
     let dirs = [open(pristine)?, open(current)?, open(new)?];
     Ok(Visit { path: Some(path), dirs, ruled })
+}
+
+/// Whether a local file that the booted image has too may not be changed (`chattr`). One that cannot be opened is not
+/// known to be so.
+fn is_flagged(dirs: &[Option<OwnedFd>; 3], name: &[u8], types: Types) -> bool {
+    let [Some(FileType::RegularFile), Some(FileType::RegularFile), _] = types else { return false };
+    let options = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = dirs[1].as_ref().and_then(|dir| openat(dir, name, options, Mode::empty()).ok());
+    file.is_some_and(|file| sys::flags::get(file).ok().flatten().is_some())
 }
 
 /// Whether the leaf `name` is surely equal in the pristine and the live tree, and no more than a leaf in the new one.

@@ -53,13 +53,8 @@ pub fn loader(host: &Host) -> Result<Loader> {
 /// When the loader cannot be told, or a file system with entries cannot be found or mounted.
 pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
     match (loader(host)?, boot_type) {
-        (Loader::SystemdBoot, _) => {
-            let place = |root| EntriesPlace {
-                root,
-                boot: BootDir::Root,
-                loader: Loader::SystemdBoot,
-                method: Method::OneByOne,
-            };
+        (loader @ (Loader::SystemdBoot | Loader::GrubCc), _) => {
+            let place = |root| EntriesPlace { root, boot: BootDir::Root, loader, method: Method::OneByOne };
             Ok(taking_part(esps(host)?).into_iter().map(place).map(Place::Entries).collect())
         }
         (Loader::Grub, BootType::Bls) => {

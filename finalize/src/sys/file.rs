@@ -5,7 +5,7 @@ use std::{
     os::fd::AsFd,
 };
 
-use cap_std::fs::{Dir, MetadataExt, OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Dir, File, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::{Gid, Mode, Uid};
 
 use super::{fault, remove, rename, sync};
@@ -138,4 +138,19 @@ pub fn create_dir_all(dir: &Dir, path: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The file `name`, created where there is none, which nobody but its owner can open from now on.
+///
+/// # Errors
+///
+/// Those of open(2) and fchmod(2).
+pub fn open_private(dir: &Dir, name: &str) -> io::Result<File> {
+    fault::changing("openat")?;
+    let file = dir.open_with(name, OpenOptions::new().write(true).create(true).mode(0o600))?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        fault::changing("fchmod")?;
+        rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)?;
+    }
+    Ok(file)
 }

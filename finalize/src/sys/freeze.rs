@@ -35,7 +35,7 @@ pub fn cycle(dir: impl AsFd) -> io::Result<()> {
     let dir = dir.as_fd();
     let watchdog = Watchdog::start(dir)?;
     if let Err(error) = fault::changing("ioctl").and_then(|()| ioctl(dir, FIFREEZE)) {
-        // What is frozen is so by somebody else.
+        // Somebody else froze it; leave it frozen.
         watchdog.dismiss();
         return Err(error);
     }

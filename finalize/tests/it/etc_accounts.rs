@@ -91,6 +91,18 @@ fn owner_and_mode_of_a_merged_file_are_merged_by_themselves() {
     check([0o644, 0o600, 0o600], 0o600, 0);
 }
 
+#[test]
+fn a_file_that_a_rule_names_is_left_alone() {
+    let trap = Trap::new();
+    trap.file("pc", "passwd", b"root:x:0:0:::\ng:x:5:5:::\n");
+    trap.file("n", "passwd", b"root:x:0:0:::\n");
+    trap.file("pc", "group", b"root:x:0:\na:x:29:g\ng:x:5:\n");
+    trap.file("n", "group", b"root:x:0:\na:x:29:\n");
+    trap.merge_with("[[etc.rule]]\npath = \"group\"\nkeep = \"local\"\n");
+    assert_eq!(trap.merged("group"), "root:x:0:\na:x:29:g\ng:x:5:\n");
+    assert_eq!(trap.merged("passwd"), "root:x:0:0:::\n");
+}
+
 /// Two services swap their numbers: a local file of one would be the other's.
 fn swapped() -> Trap {
     let trap = Trap::new();
@@ -272,6 +284,13 @@ fn check(p: &Accounts, c: &Accounts, n: &Accounts, checkers: bool) {
         let new: Vec<_> = m.iter().filter(|line| !c.contains(*line) && !n.contains(*line)).collect();
         assert!(new.is_empty(), "{checker} finds {new:#?}{}", context());
     }
+    // A second run changes nothing.
+    for (name, lines) in FILES.iter().zip(&merged) {
+        trap.file("n", name, lines.iter().map(|line| format!("{line}\n")).collect::<String>().as_bytes());
+    }
+    trap.merge();
+    let again = FILES.map(|name| trap.merged(name).lines().map(ToOwned::to_owned).collect::<Vec<_>>());
+    assert_eq!(again, merged, "{}", context());
 }
 
 fn have_checkers(trap: &Trap) -> bool {

@@ -85,6 +85,8 @@ fn immutable_and_append_only_files_stay_so() {
         println!("SKIPPED: no right to set flags, or none on this file system");
         return;
     }
+    trap.merge();
+    // What a stopped run leaves is no obstacle, whatever flags it has.
     let (_, applied) = trap.merge_by("c", &Policy::default());
     assert_eq!(merged.each_ref().map(|path| flags_of(path)), wanted);
     assert!(flags_of(&trap.at("m/plain")).is_empty());
@@ -95,6 +97,33 @@ fn immutable_and_append_only_files_stay_so() {
     fs::write(&merged[0], "2").unwrap();
     // To clear what is not set is nothing.
     flags::clear(fs::File::open(trap.at("m/plain")).unwrap()).unwrap();
+}
+
+/// An unchanged file is a link to the image's own, which must not get a flag; and a merged one is of neither side.
+#[test]
+fn files_that_only_a_flag_sets_apart_are_copies_and_merged_ones_keep_theirs() {
+    let trap = trap();
+    trap.file("pcn", "hosts", b"1");
+    trap.file("pc", "motd", b"1");
+    trap.file("n", "motd", b"2");
+    trap.file("p", "passwd", b"root:x:0:0:::\n");
+    trap.file("c", "passwd", b"root:x:0:0:::\nme:x:9:9:::\n");
+    trap.file("n", "passwd", b"root:x:0:0:::\nsvc:x:8:8:::\n");
+    let names = ["hosts", "passwd", "motd"];
+    let mut flagged = Flagged(names.map(|name| trap.at(&format!("m/{name}"))).to_vec());
+    if !names.iter().all(|name| flagged.set(trap.at(&format!("c/{name}")), IFlags::IMMUTABLE)) {
+        println!("SKIPPED: no right to set flags, or none on this file system");
+        return;
+    }
+    let plan = trap.merge();
+    let flags = names.map(|name| flags_of(&trap.at(&format!("m/{name}"))));
+    assert_eq!(flags, [IFlags::IMMUTABLE, IFlags::IMMUTABLE, IFlags::empty()]);
+    assert!(flags_of(&trap.at("n/hosts")).is_empty());
+    assert_eq!((trap.merged("hosts"), trap.merged("motd")), ("1".into(), "2".into()));
+    assert_eq!(trap.merged("passwd"), "root:x:0:0:::\nsvc:x:8:8:::\nme:x:9:9:::\n");
+    let want =
+        "/etc/motd may not be changed here (chattr), but is the booted image's: the new one is taken, without the flag";
+    assert_eq!(plan.notes, [want]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Machine {
 
     fn in_boot(&self, path: &str) -> String {
         match self.loader {
-            Loader::SystemdBoot => format!("esp/{path}"),
+            Loader::SystemdBoot | Loader::GrubCc => format!("esp/{path}"),
             Loader::Grub => format!("sysroot/boot/{path}"),
         }
     }
@@ -125,13 +125,19 @@ impl Machine {
     fn kernel_dir(&self, letter: &str) -> String {
         let dir = layout::kernel_dir(&id(letter));
         match self.loader {
-            Loader::SystemdBoot => format!("esp/EFI/Linux/{dir}"),
+            Loader::SystemdBoot | Loader::GrubCc => format!("esp/EFI/Linux/{dir}"),
             Loader::Grub => format!("sysroot/boot/{dir}"),
         }
     }
 
     pub fn stage(&self, letter: &str) {
         self.files("run", &[(layout::MARKER, &format!("{{\"depl_id\":\"{}\"}}", id(letter)))]);
+    }
+
+    /// Another boot, by the boot loader: what is in /run is gone.
+    pub fn reboot(&self) {
+        fs::remove_dir_all(self.path("run")).unwrap();
+        fs::create_dir(self.path("run")).unwrap();
     }
 
     fn entries(&self, dir: &str, list: &[(&str, u8)]) {

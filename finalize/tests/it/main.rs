@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "tests print how much they tried")]
 
 mod bad_boot_files;
+mod beside_bootc;
 mod boot_swap;
 mod bootc_files;
 mod calls;
@@ -25,4 +26,7 @@ mod foreign;
 mod frozen;
 mod fuzz;
 mod machine;
+mod order;
 mod tidy;
+mod units;
+mod words;

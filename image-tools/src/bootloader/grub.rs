@@ -28,6 +28,9 @@ const MODULES: &str = "usr/lib/grub/x86_64-efi";
 const CHOICE: &str = "set default=0\nset timeout=1\nload_env\nif [ \"${next_entry}\" ]; then\n  \
                       set default=\"${next_entry}\"\n  set next_entry=\n  save_env next_entry\nfi\n";
 
+/// The generated menu, or the entries where there is none.
+const FALLBACK: &str = include_str!("grub-fallback.cfg");
+
 /// The file system with GRUB's files.
 #[derive(Debug, Clone, Copy)]
 pub struct BootFs {
@@ -85,7 +88,7 @@ pub fn files(store: &Store, menu: Menu<'_>, fs: BootFs) -> Result<Files> {
             let entries = format!("{}/{}/{}", fs.prefix, layout::LOADER, layout::ENTRIES);
             boot.extend(type1(menu, fs, &modules));
             match modules.is_empty() {
-                true => format!("source ($root){entries}/{}\n", grub::GENERATED),
+                true => FALLBACK.replace("@BOOT@", fs.prefix),
                 false => format!("insmod blsuki\nblscfg --path {entries} --enable-fallback\n"),
             }
         }

@@ -1,11 +1,19 @@
 //! `boot`: a disk image in QEMU, and a program of the host that works with it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::vm::{Changes, Machine, Show, Vm};
+use crate::vm::{
+    Changes, Machine, Show, Vm,
+    accel::{Taken, Wanted},
+};
 
 /// The machine as typed.
 #[derive(Debug, Args)]
@@ -45,6 +53,14 @@ pub struct Boot {
     /// Save the machine in FILE when the guest has said the text of --until, and end
     #[arg(long, value_name = "FILE", conflicts_with = "program")]
     save: Option<PathBuf>,
+    #[command(flatten)]
+    limits: Limits,
+    /// Print what ran the machine as JSON
+    #[arg(long, requires = "quiet")]
+    json: bool,
+    /// A socket at which QEMU listens to others as well (QMP)
+    #[arg(long, value_name = "SOCKET", hide = true)]
+    monitor: Option<PathBuf>,
     /// What the guest says when it is ready
     #[arg(long, value_name = "TEXT", default_value = "The machine is ready.")]
     until: String,
@@ -53,13 +69,32 @@ pub struct Boot {
     program: Vec<String>,
 }
 
+/// What runs a machine, and for how long.
+#[derive(Debug, Clone, Args)]
+pub struct Limits {
+    /// What runs the guest: KVM where a guest runs under it, else QEMU's translator
+    #[arg(long, value_enum, default_value = "auto", env = "IMAGE_TOOLS_ACCEL")]
+    pub accel: Wanted,
+    /// Seconds until the machine is given up [default: none on a terminal, else 900]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+impl Limits {
+    /// When a machine is given up: somebody at a terminal sees it himself.
+    pub fn timeout(&self) -> Option<Duration> {
+        let unattended = (!std::io::stderr().is_terminal()).then_some(900);
+        self.timeout.or(unattended).map(Duration::from_secs)
+    }
+}
+
 impl Boot {
     /// Boots.
     ///
     /// # Errors
     ///
     /// When QEMU fails, or the guest ends before it is ready: with its last words.
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         let machine = Machine {
             disk: self.disk,
             changes: if self.snapshot { Changes::Drop } else { Changes::Keep },
@@ -70,10 +105,17 @@ impl Boot {
             ssh: self.ssh,
             authorized_key: self.authorized_key,
             resume: self.resume,
+            accel: self.limits.accel,
+            timeout: self.limits.timeout(),
+            monitor: self.monitor,
             memory: self.memory,
             processors: self.processors,
         };
         let mut vm = Vm::start(&machine)?;
+        say(&vm.accel);
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string(&vm.accel)?)?;
+        }
         if let Some(state) = self.save {
             vm.wait_for(&self.until)?;
             vm.save(&state)?;
@@ -90,4 +132,9 @@ impl Boot {
         vm.power_down()?;
         Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
     }
+}
+
+/// Says once what runs the guest.
+pub fn say(taken: &Taken) {
+    _ = writeln!(std::io::stderr(), "{taken}");
 }

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use super::boot::Limits;
 use crate::crash::{Cuts, Proof, Recording, Session, case::Case, judge::Verdict};
 
 /// What is proven, as typed.
@@ -49,6 +50,8 @@ pub struct Crash {
     /// Succeed if the machine is broken by a power cut, for it was sabotaged
     #[arg(long)]
     sabotaged: bool,
+    #[command(flatten)]
+    limits: Limits,
     /// The port of 127.0.0.1 that leads to the guest's ssh
     #[arg(long, value_name = "PORT")]
     ssh: Option<u16>,
@@ -74,6 +77,8 @@ impl Crash {
             ssh: self.ssh,
             authorized_key: self.authorized_key.clone(),
             program: self.program.clone(),
+            accel: self.limits.accel,
+            timeout: self.limits.timeout(),
         };
         let recording = match &self.disk {
             Some(_) => Recording::make(&self.recording, &session),

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Changes, Machine};
+use super::{Changes, Machine, accel::Accel};
 use crate::cmd;
 
 /// The firmware of Debian's package ovmf.
@@ -27,25 +27,15 @@ const PROCESSOR: &str = "max,la57=off,avx=off,avx2=off,erms=off,fsrm=off,fzrm=of
 /// # Errors
 ///
 /// When the disk, the key or the firmware cannot be read, or QEMU is too old.
-pub fn command(machine: &Machine, scratch: &Path) -> Result<Command> {
+pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Command> {
     check_version()?;
-    let vars = variables(machine, scratch)?;
-    let mut command = Command::new("qemu-system-x86_64");
-    // Without the controllers that nothing is attached to: the guest would load drivers and look.
-    command.args(["-machine", "q35,pflash0=code,pflash1=vars,sata=off,i8042=off,smbus=off"]);
-    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-    match kvm_works() {
-        true => command.args(["-accel", "kvm", "-cpu", "host"]),
-        false => command.args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR]),
-    };
-    command.args(["-smp", &machine.processors.to_string(), "-m", &machine.memory.to_string(), "-serial", "stdio"]);
-    command.arg("-qmp").arg(format!("unix:{},server=off", scratch.join("qmp").display()));
+    let vars = variables(machine.vars.as_deref(), scratch)?;
+    let mut command = firmware(accel, &vars, scratch)?;
+    command.args(["-smp", &machine.processors.to_string(), "-m", &machine.memory.to_string()]);
     command.args(["-device", "virtio-rng-pci"]);
-    blockdev(
-        &mut command,
-        &json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file(Path::new(FIRMWARE)) }),
-    );
-    blockdev(&mut command, &json!({ "driver": format_of(&vars)?, "node-name": "vars", "file": file(&vars) }));
+    if let Some(socket) = &machine.monitor {
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+    }
     blockdev(&mut command, &disk(machine, scratch)?);
     command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
     if let Some(port) = machine.ssh {
@@ -60,6 +50,38 @@ pub fn command(machine: &Machine, scratch: &Path) -> Result<Command> {
     if machine.resume.is_some() {
         command.args(["-incoming", "defer"]);
     }
+    Ok(command)
+}
+
+/// The firmware alone under KVM: what asks whether KVM works.
+///
+/// # Errors
+///
+/// As [`command`].
+pub fn firmware_under_kvm(scratch: &Path) -> Result<Command> {
+    check_version()?;
+    firmware(Accel::Kvm, &variables(None, scratch)?, scratch)
+}
+
+/// A machine without anything but firmware, console and monitor.
+fn firmware(accel: Accel, vars: &Path, scratch: &Path) -> Result<Command> {
+    // QEMU ends with whoever has started it, however that ends.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    // Without the controllers that nothing is attached to: the guest would load drivers and look.
+    command.args(["-machine", "q35,pflash0=code,pflash1=vars,sata=off,i8042=off,smbus=off"]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+    match accel {
+        Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
+        Accel::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR]),
+    };
+    // The guest's kernel can say that it has panicked.
+    command.args(["-serial", "stdio", "-device", "pvpanic"]);
+    command.arg("-qmp").arg(format!("unix:{},server=off", scratch.join("qmp").display()));
+    let code = json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file(Path::new(FIRMWARE)) });
+    blockdev(&mut command, &code);
+    let vars = json!({ "driver": format_of(vars)?, "node-name": "vars", "file": file(vars) });
+    blockdev(&mut command, &vars);
     Ok(command)
 }
 
@@ -92,8 +114,8 @@ fn blockdev(command: &mut Command, node: &Value) {
 }
 
 /// The firmware's variables: the given file, made from the firmware's own at first; without one, a copy for this run.
-fn variables(machine: &Machine, scratch: &Path) -> Result<PathBuf> {
-    let path = machine.vars.clone().unwrap_or_else(|| scratch.join("vars"));
+fn variables(given: Option<&Path>, scratch: &Path) -> Result<PathBuf> {
+    let path = given.map_or_else(|| scratch.join("vars"), Path::to_owned);
     if !path.exists() {
         fs::copy(VARIABLES, &path).with_context(|| format!("copying {VARIABLES}: is ovmf installed?"))?;
     }
@@ -114,14 +136,6 @@ fn credential(key: &str) -> String {
     let lines = format!("d /run/authorized_keys 0755 root root\nf /run/authorized_keys/root 0644 root root - {key}\n");
     let encoded = base64::engine::general_purpose::STANDARD.encode(lines);
     format!("io.systemd.credential.binary:tmpfiles.extra={encoded}")
-}
-
-/// Whether a virtual processor can be made: the device alone says nothing, nested virtualization may be half there.
-fn kvm_works() -> bool {
-    let mut probe = Command::new("qemu-system-x86_64");
-    probe.args(["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-S"]);
-    probe.args(["-monitor", "stdio"]);
-    Path::new("/dev/kvm").exists() && cmd::run_with(&mut probe, |stdin| Ok(writeln!(stdin, "quit")?)).is_ok()
 }
 
 /// QEMU 7 corrupts flags under TCG: its guests crash at random. Files of saved machines came with 8.2.

@@ -1,30 +1,240 @@
-//! A machine without a system, whose firmware speaks: saved, and refused where it cannot go on.
+//! Machines without a system: the firmware speaks, and its shell runs what a small disk says. Whatever ends or stops such a
+//! machine ends the wait, with the reason.
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
 
 use crate::layout::run;
 
+/// A directory with a disk on it.
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    /// The firmware finds nothing on the disk.
+    fn empty() -> Self {
+        let bench = Self(tempfile::tempdir().unwrap());
+        fs::write(bench.path("disk"), vec![0; 1 << 20]).unwrap();
+        bench
+    }
+
+    /// The firmware's shell runs these lines.
+    fn with_shell(lines: &[&str]) -> Self {
+        let bench = Self(tempfile::tempdir().unwrap());
+        fs::File::create(bench.path("disk")).unwrap().set_len(16 << 20).unwrap();
+        fs::write(bench.path("startup.nsh"), lines.join("\r\n") + "\r\n").unwrap();
+        fs::File::create(bench.path("big")).unwrap().set_len(4 << 20).unwrap();
+        let sbin = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).env("PATH", &sbin).args(args).output().unwrap();
+            assert!(output.status.success(), "{program}: {output:?}");
+        };
+        run("mkfs.vfat", &["-F", "16", &bench.path("disk")]);
+        for file in ["startup.nsh", "big"] {
+            run("mcopy", &["-i", &bench.path("disk"), &bench.path(file), &format!("::{file}")]);
+        }
+        bench
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
+        let (disk, log) = (self.path("disk"), self.path("log"));
+        let all = [&["boot", &disk, "--quiet", "--log", &log, "--memory", "256", "--accel", "tcg"], more].concat();
+        all.into_iter().map(str::to_owned).collect()
+    }
+
+    fn boot(&self, more: &[&str]) -> Output {
+        run(&self.arguments(more).iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The program under way: it has said what runs the guest, so QEMU is there.
+    fn begin(&self, more: &[&str]) -> (Child, BufReader<impl Read + use<>>) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
+        command.args(self.arguments(more)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.starts_with("accelerator: TCG"), "{line}");
+        (child, said)
+    }
+}
+
+fn assert_failed(output: &Output, wanted: &[&str]) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    for part in wanted {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
 #[test]
 fn what_is_no_saved_machine_is_refused_by_name() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    fs::write(path("disk"), vec![0; 1 << 20]).unwrap();
-    fs::write(path("text"), "not a machine").unwrap();
-    let boot = |more: &[&str]| run(&[&["boot", &path("disk"), "--quiet", "--log", &path("log")], more].concat());
-
-    let saved = boot(&["--until", "BdsDxe", "--memory", "256", "--save", &path("saved")]);
+    let bench = Bench::empty();
+    fs::write(bench.path("text"), "not a machine").unwrap();
+    let saved = bench.boot(&["--until", "BdsDxe", "--save", &bench.path("saved")]);
     assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
-    for (state, memory, want) in [
-        ("missing", "256", "save a machine first"),
-        ("text", "256", "Not a migration stream"),
-        ("saved", "512", "Size mismatch"),
+    let mut torn = fs::read(bench.path("saved")).unwrap();
+    torn.truncate(1 << 16);
+    fs::write(bench.path("torn"), torn).unwrap();
+    for (state, more, want) in [
+        ("missing", ["--memory", "256"], "save a machine first"),
+        ("text", ["--memory", "256"], "no saved machine"),
+        ("torn", ["--memory", "256"], "going on from"),
+        ("saved", ["--memory", "512"], "Size mismatch"),
+        ("saved", ["--accel", "kvm"], "was saved under tcg"),
     ] {
-        let refused = boot(&["--resume", &path(state), "--memory", memory, "--", "true"]);
-        let message = String::from_utf8(refused.stderr).unwrap();
-        assert_eq!(refused.status.code(), Some(1), "{message}");
-        assert!(message.contains(&path(state)) && message.contains(want), "{state}: {message}");
+        let (disk, log, path) = (bench.path("disk"), bench.path("log"), bench.path(state));
+        let refused =
+            run(&[&["boot", &disk, "--quiet", "--log", &log, "--resume", &path], &more[..], &["--", "true"]].concat());
+        assert_failed(&refused, &[&bench.path(state), want]);
     }
-    let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut left: Vec<_> = fs::read_dir(bench.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["disk", "log", "saved", "text"]);
+    assert_eq!(left, ["disk", "log", "saved", "text", "torn"]);
+}
+
+#[test]
+fn a_machine_that_somebody_stops_ends_the_wait() {
+    let bench = Bench::empty();
+    let (child, mut said) = bench.begin(&["--monitor", &bench.path("monitor"), "--until", "never said", "--", "true"]);
+    let mut monitor = UnixStream::connect(bench.path("monitor")).unwrap();
+    monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"stop\"}\n").unwrap();
+    let mut message = String::new();
+    said.read_to_string(&mut message).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    for part in ["never said", "the machine was stopped", "QEMU's state: paused", "the console's last words"] {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+#[test]
+fn a_machine_that_somebody_stops_ends_the_program_that_works_with_it() {
+    let bench = Bench::empty();
+    let arguments =
+        ["--monitor", &bench.path("monitor"), "--until", "BdsDxe", "--", "sh", "-c", "echo up >&2; exec cat"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
+    // What the program reads never ends.
+    command.args(bench.arguments(&arguments)).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line == "up"));
+    let mut monitor = UnixStream::connect(bench.path("monitor")).unwrap();
+    monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"stop\"}\n").unwrap();
+    let message: String = said.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{message}");
+    assert!(message.contains("sh was ended: the machine was stopped"), "{message}");
+}
+
+#[test]
+fn a_guest_that_panics_ends_the_wait() {
+    // What a kernel's pvpanic driver does: one byte to the device's port.
+    let bench = Bench::with_shell(&["echo the guest speaks", "mm 505 1 -w 1 -io -n", "echo and goes on"]);
+    let output = bench.boot(&["--until", "never said", "--", "true"]);
+    assert_failed(&output, &["never said", "the guest's kernel panicked", "the guest speaks"]);
+}
+
+/// The host's file system is full while the guest writes.
+#[test]
+fn a_disk_that_cannot_grow_ends_the_wait() {
+    let bench = Bench::with_shell(&["fs0:", "echo copying", "cp big more", "echo copied"]);
+    let script = "set -e; mkdir small; mount -t tmpfs -o size=2m none small; cp --sparse=always disk small/disk
+        cp -f /dev/null started; exec \"$0\" \"$@\"";
+    let mut arguments = bench.arguments(&["--until", "copied\r", "--", "true"]);
+    arguments[1] = "small/disk".to_owned();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_image-tools")]).args(arguments);
+    let output = command.current_dir(bench.0.path()).output().unwrap();
+    if !Path::new(&bench.path("started")).exists() {
+        println!("SKIPPED, no mount namespace: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    assert_failed(
+        &output,
+        &["its disk cannot be written to: No space left on device", "QEMU's state: io-error", "copying"],
+    );
+}
+
+#[test]
+fn a_machine_is_given_up_when_its_time_is_over() {
+    let bench = Bench::empty();
+    assert_failed(
+        &bench.boot(&["--timeout", "2", "--until", "never said", "--", "true"]),
+        &["not done after", "--timeout"],
+    );
+    // The firmware's shell waits for somebody to type.
+    assert_failed(&bench.boot(&["--timeout", "2"]), &["not done after"]);
+}
+
+/// However the program ends, QEMU does not stay.
+#[test]
+fn a_killed_program_leaves_no_machine_behind() {
+    let bench = Bench::empty();
+    let (mut child, _said) = bench.begin(&["--monitor", &bench.path("monitor"), "--until", "never said", "--", "true"]);
+    let mut monitor = UnixStream::connect(bench.path("monitor")).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The end of QEMU is the end of its monitor; a QEMU that stays says nothing more, and this waits for ever.
+    if let Err(error) = monitor.read_to_end(&mut vec![]) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}
+
+/// A device that is none, and one that cannot be opened by name, are passed over; the reason is said once, and is in the JSON.
+#[test]
+fn a_device_that_is_no_kvm_is_passed_over_with_the_reason() {
+    let bench = Bench::empty();
+    let file: PathBuf = bench.path("file").into();
+    fs::write(&file, "").unwrap();
+    let script = "set -e; [ -e /dev/kvm ]; mount --bind \"$0\" /dev/kvm; echo started >\"$0.started\"; exec \"$@\"";
+    let boot = |device: &Path, accel: &str| {
+        let mut arguments = bench.arguments(&["--json", "--until", "BdsDxe", "--save", &bench.path("saved")]);
+        let at = arguments.iter().position(|argument| argument == "tcg").unwrap();
+        arguments[at] = accel.to_owned();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(device)
+            .arg(env!("CARGO_BIN_EXE_image-tools"))
+            .args(arguments);
+        command.env("XDG_RUNTIME_DIR", bench.0.path()).output().unwrap()
+    };
+    let output = boot(&file, "auto");
+    if !Path::new(&bench.path("file.started")).exists() {
+        println!("SKIPPED, no mount namespace or no /dev/kvm: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["accelerator"], "tcg");
+    assert_eq!(json["why_not_kvm"], "/dev/kvm is no device");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(message.matches("accelerator: TCG, not KVM: /dev/kvm is no device").count(), 1, "{message}");
+    assert_failed(&boot(&file, "kvm"), &["KVM does not work here: /dev/kvm is no device"]);
+}
+
+/// The real device of this machine, whatever it is: a guest speaks, under what was taken.
+#[test]
+fn the_device_of_this_machine_is_asked_by_a_guest_and_once() {
+    let bench = Bench::empty();
+    let (disk, log) = (bench.path("disk"), bench.path("log"));
+    let boot = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
+        command.args(["boot", &disk, "--quiet", "--json", "--log", &log, "--memory", "256", "--accel", "auto"]);
+        command.args(["--until", "BdsDxe", "--save", &bench.path("saved")]);
+        let output = command.env("XDG_RUNTIME_DIR", bench.0.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let first = boot();
+    assert_eq!(boot(), first);
+    assert!(first["accelerator"] == "kvm" || first["why_not_kvm"].is_string(), "{first}");
 }

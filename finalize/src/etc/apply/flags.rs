@@ -1,6 +1,9 @@
 //! Flags of local nodes, set again on their copies: last, for nothing can be done with a node that has them.
 
-use std::{fs::File, io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
 use rustix::{
     fs::{Mode, OFlags, openat},
@@ -13,15 +16,16 @@ use crate::{
     sys,
 };
 
-/// Looks for flags of the local directories `dirs`.
+/// Looks for flags of the local directories and files `paths`.
 ///
 /// # Errors
 ///
-/// The path and the error of a directory that cannot be opened; one that is no directory any more has none.
-pub fn find<'a>(dirs: impl Iterator<Item = &'a RelPath>, roots: Roots<'_>, done: &mut Applied) -> Result<(), Failed> {
+/// The path and the error of one that cannot be opened; one that is gone has none.
+pub fn find<'a>(paths: impl Iterator<Item = &'a RelPath>, roots: Roots<'_>, done: &mut Applied) -> Result<(), Failed> {
     let mut walker = Walker::new(roots.current);
-    for path in dirs {
-        let flags = match walker.dir(path).and_then(sys::flags::get) {
+    for path in paths {
+        let node = walker.parent_of(path).and_then(|dir| open(dir, path.name()));
+        let flags = match node.and_then(sys::flags::get) {
             Err(error) if is_gone(&error) => None,
             other => other.map_err(|error| (path.clone(), error))?,
         };
@@ -42,10 +46,9 @@ pub fn set(roots: Roots<'_>, done: &mut Applied) -> Result<(), Failed> {
     let mut walker = Walker::new(roots.output);
     let mut kept = vec![];
     for (path, flags) in std::mem::take(&mut done.flags) {
-        let options = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |dir: std::os::fd::BorrowedFd<'_>| Ok(openat(dir, path.name(), options, Mode::empty())?);
-        let node = walker.parent_of(&path).and_then(open).map_err(|error| (path.clone(), error))?;
-        match sys::flags::set(File::from(node).as_fd(), flags) {
+        let node = walker.parent_of(&path).and_then(|dir| open(dir, path.name()));
+        let node = node.map_err(|error| (path.clone(), error))?;
+        match sys::flags::set(&node, flags) {
             Ok(()) => kept.push((path, flags)),
             Err(error) if is_refused(&error) => {
                 done.notes
@@ -57,6 +60,11 @@ pub fn set(roots: Roots<'_>, done: &mut Applied) -> Result<(), Failed> {
     kept.sort_by(|(one, _), (other, _)| one.cmp(other));
     done.flags = kept;
     Ok(())
+}
+
+fn open(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let options = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(openat(dir, name, options, Mode::empty())?)
 }
 
 fn is_gone(error: &io::Error) -> bool {

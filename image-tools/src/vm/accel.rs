@@ -1,0 +1,194 @@
+//! Which accelerator runs a guest. KVM is asked by a guest, not by its device: a kernel that only emulates virtualization
+//! makes a virtual processor, and stops it at the firmware's first instruction that it does not know.
+
+use std::{
+    fmt, fs,
+    io::{Read, Write},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::{Vm, qemu};
+
+/// The device.
+const KVM: &str = "/dev/kvm";
+
+/// How long the firmware may take to its first words under KVM; where it works that is less than a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What runs a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// The processor itself.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wanted {
+    /// KVM where a guest runs under it, else TCG.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// TCG.
+    Tcg,
+}
+
+/// What was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Taken {
+    /// The accelerator.
+    pub accelerator: Accel,
+    /// Why not KVM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_not_kvm: Option<String>,
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.accelerator, &self.why_not_kvm) {
+            (Accel::Kvm, _) => f.write_str("accelerator: KVM"),
+            (Accel::Tcg, None) => f.write_str("accelerator: TCG, as asked for"),
+            (Accel::Tcg, Some(why)) => write!(f, "accelerator: TCG, not KVM: {why}"),
+        }
+    }
+}
+
+/// The accelerator for a new machine.
+///
+/// # Errors
+///
+/// When KVM is wanted and no guest runs under it: says why.
+pub fn choose(wanted: Wanted) -> Result<Taken> {
+    if wanted == Wanted::Tcg {
+        return Ok(Taken { accelerator: Accel::Tcg, why_not_kvm: None });
+    }
+    match (why_not_kvm(), wanted) {
+        (None, _) => Ok(Taken { accelerator: Accel::Kvm, why_not_kvm: None }),
+        (Some(why), Wanted::Kvm) => bail!("KVM does not work here: {why}: leave --accel out to go on with TCG"),
+        (why, _) => Ok(Taken { accelerator: Accel::Tcg, why_not_kvm: why }),
+    }
+}
+
+/// Why no guest runs under KVM; nothing where one does. Asked once a boot of the host.
+fn why_not_kvm() -> Option<String> {
+    if let Some(why) = why_not(Path::new(KVM)) {
+        return Some(why);
+    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let dir = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let memory = Memory { file: dir.join(format!("image-tools-kvm-{}", rustix::process::geteuid().as_raw())), boot };
+    match memory.read() {
+        Some(answer) => answer,
+        None => {
+            let answer = ask_a_guest();
+            memory.write(answer.as_deref());
+            answer
+        }
+    }
+}
+
+/// Why the device cannot be used, as far as it tells without a guest.
+fn why_not(device: &Path) -> Option<String> {
+    let name = device.display();
+    match fs::metadata(device) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(format!("there is no {name}")),
+        Err(error) => return Some(format!("looking at {name}: {error}")),
+        Ok(found) if !found.file_type().is_char_device() => return Some(format!("{name} is no device")),
+        Ok(_) => {}
+    }
+    let opened = fs::OpenOptions::new().read(true).write(true).open(device);
+    opened.err().map(|error| format!("opening {name}: {error}"))
+}
+
+/// Starts the firmware under KVM, without a disk, and waits for its first words.
+fn ask_a_guest() -> Option<String> {
+    let asked = Vm::firmware(qemu::firmware_under_kvm).and_then(|vm| vm.wait_for_any_word(Instant::now() + PATIENCE));
+    asked.err().map(|error| {
+        let text = format!("{error:#}");
+        format!("a guest does not run under it: {}", text.lines().next().unwrap_or_default())
+    })
+}
+
+/// The answer of this boot of the host, in a file that nobody else can have written.
+struct Memory {
+    file: PathBuf,
+    boot: String,
+}
+
+impl Memory {
+    /// None where it is not known; the reason against KVM where there is one.
+    fn read(&self) -> Option<Option<String>> {
+        let flags = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+        let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(&self.file).ok()?;
+        let found = file.metadata().ok()?;
+        if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            return None;
+        }
+        let mut text = String::new();
+        file.take(4096).read_to_string(&mut text).ok()?;
+        let (boot, answer) = text.split_once('\n')?;
+        (boot == self.boot.trim()).then(|| Some(answer.trim().to_owned()).filter(|why| !why.is_empty()))
+    }
+
+    /// Best effort: it is asked again otherwise.
+    fn write(&self, answer: Option<&str>) {
+        let dir = self.file.parent().unwrap_or(Path::new("/"));
+        let Ok(mut part) = tempfile::NamedTempFile::new_in(dir) else { return };
+        let text = format!("{}\n{}\n", self.boot.trim(), answer.unwrap_or_default());
+        if part.write_all(text.as_bytes()).is_ok() {
+            _ = part.persist(&self.file);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_device_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kvm");
+        assert!(why_not(&path).unwrap().contains("there is no"));
+        fs::write(&path, "").unwrap();
+        assert!(why_not(&path).unwrap().contains("is no device"));
+        assert_eq!(why_not(Path::new("/dev/null")), None);
+    }
+
+    #[test]
+    fn an_answer_is_kept_for_one_boot_and_only_if_nobody_else_can_have_written_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = |boot: &str| Memory { file: dir.path().join("kvm"), boot: boot.to_owned() };
+        assert_eq!(memory("one").read(), None);
+        memory("one").write(Some("it stops"));
+        assert_eq!(memory("one").read(), Some(Some("it stops".to_owned())));
+        assert_eq!(memory("two").read(), None);
+        memory("two").write(None);
+        assert_eq!(memory("two").read(), Some(None));
+        fs::set_permissions(dir.path().join("kvm"), fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(memory("two").read(), None);
+        fs::rename(dir.path().join("kvm"), dir.path().join("other")).unwrap();
+        std::os::unix::fs::symlink("other", dir.path().join("kvm")).unwrap();
+        assert_eq!(memory("two").read(), None);
+    }
+}
