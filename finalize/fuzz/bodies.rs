@@ -4,7 +4,14 @@
 use std::{collections::BTreeMap, io};
 
 use finalize::{
-    boot::{bls::Entry, grub, user_cfg::UserCfg},
+    boot::{
+        Loader,
+        bls::Entry,
+        grub,
+        loader::{major_version, utf16},
+        order::{Decision, Environment, Item, Settings, Variables},
+        user_cfg::UserCfg,
+    },
     cmdline,
     config::Config,
     etc::{
@@ -55,6 +62,49 @@ pub fn boot(input: &[u8]) {
     _ = merged.with_entries_of(&menu);
     _ = cmdline::words(&text).count();
     Config::default().apply("fuzz", &text, &mut vec![]);
+}
+
+/// A menu that every setting is tried on.
+fn decide(loader: Loader, settings: &Settings) {
+    let names = ["bootc_x-1-1.conf", "bootc_x-1-0.conf", "a+0-3.conf", "1.conf", "\u{e9}.conf"];
+    let entry = |name: &&str| Item::of_entry(name, &Entry::new([("title", *name), ("linux", "/v"), ("sort-key", "k")]));
+    let decision = Decision::of(loader, names.iter().map(entry).collect(), settings);
+    assert_eq!(decision.order.len(), names.len(), "a setting hides an entry");
+    let next = decision.next().unwrap();
+    assert!(decision.order.contains(next));
+    if let Some(pinned) = &decision.pinned {
+        assert!(!pinned.to_string().is_empty() && !pinned.undo().is_empty());
+    }
+}
+
+/// GRUB's environment block, and then, behind a byte that is in no text, its grub.cfg.
+pub fn grubenv(input: &[u8]) {
+    let (block, cfg) = input.split_at(input.iter().position(|byte| *byte == 0xff).unwrap_or(input.len()));
+    let both = "load_env\nset default=\"${next_entry}\"\nset default=\"${saved_entry}\"\n";
+    for grub_cfg in [String::from_utf8_lossy(cfg).into_owned(), both.to_owned()] {
+        decide(Loader::Grub, &Settings { environment: Environment::parse(block), grub_cfg, ..Settings::default() });
+    }
+}
+
+/// systemd-boot's loader.conf.
+pub fn loader_conf(input: &[u8]) {
+    let loader_conf = String::from_utf8_lossy(input).into_owned();
+    let last_booted = Some("bootc_x-1-0.conf".to_owned());
+    let variables = Variables { last_booted, ..Variables::default() };
+    decide(Loader::SystemdBoot, &Settings { loader_conf, variables, ..Settings::default() });
+}
+
+/// An EFI variable, as each of those that are read.
+pub fn variable(input: &[u8]) {
+    _ = Loader::from_loader_info(input);
+    let text = utf16(input);
+    let version = text.as_deref().and_then(major_version);
+    for at in 0..3 {
+        let value = |n| text.clone().filter(|_| n == at);
+        let variables = Variables { one_shot: value(0), default: value(1), last_booted: value(2) };
+        let loader_conf = "default @saved".to_owned();
+        decide(Loader::SystemdBoot, &Settings { version, variables, loader_conf, ..Settings::default() });
+    }
 }
 
 /// Bytes of files by what a tree says their inode is.

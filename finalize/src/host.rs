@@ -2,6 +2,7 @@
 //! this file everything is relative to a directory capability.
 
 pub mod devices;
+pub mod menu;
 pub mod place;
 
 use std::{

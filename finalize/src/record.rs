@@ -279,7 +279,11 @@ impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let to = self.to.as_ref().map_or("the update", DeploymentId::short);
         match &self.outcome {
-            Ending::Finalized => write!(f, "finalized {to}: it boots next")?,
+            Ending::Finalized => match &self.next {
+                Some(next) if Some(next) == self.to.as_ref() => write!(f, "finalized {to}: it boots next")?,
+                Some(next) => write!(f, "finalized {to}, but {} boots next", next.short())?,
+                None => write!(f, "finalized {to}, but another boot entry starts next")?,
+            },
             Ending::Merged => {
                 write!(f, "merged /etc of {to}; boot entries left alone ([boot] update = false in config.toml)")?;
             }

@@ -11,7 +11,7 @@ use crate::{
     cmdline::Verity,
     deployment::Deployment,
     digest::DeploymentId,
-    host::{Host, place},
+    host::{Host, menu, place},
     record::Record,
     staged::BootType,
 };
@@ -29,6 +29,8 @@ pub struct Status {
     pub next: Option<DeploymentId>,
     /// The other deployments that the boot loader can start, in its order.
     pub fallback: Vec<DeploymentId>,
+    /// What makes another entry start next than the first one, and how to undo that.
+    pub pinned: Option<String>,
     /// The boot loader, when it can be told.
     pub loader: Option<Loader>,
     /// How the booted deployment boots.
@@ -72,7 +74,7 @@ impl Status {
                 unknown.push(format!("{error:#}"));
             }
         };
-        let (mut staged, mut loader, mut record, mut boot_type, mut boots) = (None, None, None, None, vec![]);
+        let (mut staged, mut loader, mut record, mut boot_type) = (None, None, None, None);
         known(host.marker().map(|marker| {
             staged = marker.map(|marker| Staged {
                 complete: completeness(&Deployment::open(&host.sysroot, &marker.depl_id)),
@@ -83,12 +85,11 @@ impl Status {
         known(place::loader(host).map(|found| loader = Some(found)));
         known(Record::read(&host.sysroot).map(|found| record = found));
         known(Deployment::open(&host.sysroot, &host.booted.id).map(|d| boot_type = Some(d.origin.boot_type)));
-        known(bootable(host, boot_type.unwrap_or(BootType::Bls)).map(|found| boots = found));
-        let mut boots = boots.into_iter();
+        let (mut next, mut fallback, mut pinned) = (None, vec![], None);
+        known(bootable(host, boot_type.unwrap_or(BootType::Bls)).map(|found| (next, fallback, pinned) = found));
         let verity_required = host.booted.verity == Verity::Required;
         let booted = Booted { id: host.booted.id.clone(), verity_required };
-        let (next, fallback) = (boots.next(), boots.collect());
-        Ok(Self { schema: 1, booted, staged, next, fallback, loader, boot_type, record, unknown })
+        Ok(Self { schema: 1, booted, staged, next, fallback, pinned, loader, boot_type, record, unknown })
     }
 }
 
@@ -103,15 +104,19 @@ fn completeness<T>(opened: &Result<T>) -> Option<bool> {
     }
 }
 
-/// The deployments that live entries boot, each once, in the boot loader's order.
-fn bootable(host: &Host, boot_type: BootType) -> Result<Vec<DeploymentId>> {
-    let mut all = vec![];
-    for place in place::find(host, boot_type)? {
-        for id in place.deployments()? {
-            all.extend(Some(id).filter(|id| !all.contains(id)));
-        }
+/// What starts next, the other deployments of the menu in its order, each once, and what pins the next one.
+type Bootable = (Option<DeploymentId>, Vec<DeploymentId>, Option<String>);
+
+fn bootable(host: &Host, boot_type: BootType) -> Result<Bootable> {
+    let places = place::find(host, boot_type)?;
+    let Some(decision) = menu::decision(host, &places)? else { return Ok((None, vec![], None)) };
+    let next = decision.deployment().cloned();
+    let mut others = vec![];
+    for id in decision.order.iter().filter_map(|item| item.deployment.as_ref()) {
+        others.extend((Some(id) != next.as_ref() && !others.contains(id)).then(|| id.clone()));
     }
-    Ok(all)
+    let pinned = decision.pinned.as_ref().map(|pinned| format!("{pinned}; {}", pinned.undo()));
+    Ok((next, others, pinned))
 }
 
 impl fmt::Display for Status {
@@ -135,6 +140,9 @@ impl fmt::Display for Status {
         }
         for id in &self.fallback {
             writeln!(f, "fallback  {id}")?;
+        }
+        if let Some(pinned) = &self.pinned {
+            writeln!(f, "pinned    by {pinned}")?;
         }
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
         writeln!(f, "loader    {}", or_unknown(self.loader.map(|l| l.to_string())))?;

@@ -14,11 +14,11 @@ use crate::{
     deployment::{Deployment, Placing},
     digest::DeploymentId,
     etc::Merge,
-    host::{Host, place},
+    host::{Host, menu, place},
     next::Next,
     pending,
     progress::Progress,
-    record::Step,
+    record::{Record, Step},
     staged::Marker,
     stop::Stop,
     sys,
@@ -141,9 +141,26 @@ impl<'a> Update<'a> {
             false => pending::forget(sysroot)?,
         }
         durable.clean_up()?;
+        self.look_at_pins(&mut progress.record);
         self.staged.remove_rubbish().context("removing what the merge has left")?;
         progress.step(Step::Done);
         progress.stamp().write(sysroot)
+    }
+
+    /// Writes down what starts next where the order of the entries does not decide: somebody pinned another one.
+    fn look_at_pins(&self, record: &mut Record) {
+        match menu::decision(self.host, &self.places) {
+            Ok(Some(decision)) => {
+                if let Some(why) = decision.why_not(&self.staged.id) {
+                    record.next = decision.deployment().cloned();
+                    record.notes.push(why);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                record.notes.push(format!("whether something pins another boot entry is not known: {error:#}"))
+            }
+        }
     }
 
     /// What boots next.

@@ -195,7 +195,7 @@ mod tests {
             ("a-0.conf", "title Other\nversion 1\nlinux /k\n"),
         ]));
         let titles: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("menuentry ")).collect();
-        let wanted = ["'Same (2)'", "'Same (1) (a-2)'", "'Same (1) (a-1)'", "Other"];
+        let wanted = ["'Same (2)'", "'Same (1) (a-2.conf)'", "'Same (1) (a-1.conf)'", "Other"];
         assert!(titles.iter().zip(wanted).all(|(title, wanted)| title.starts_with(wanted)), "{titles:?}");
     }
 

@@ -18,8 +18,17 @@ use crate::{cmdline::Target, digest::DeploymentId, layout::EFI_LINUX};
 const LIMIT: u64 = 1 << 16;
 
 /// The command line in a UKI (section `.cmdline`); nothing where it is no UKI, or has none.
-pub fn cmdline(mut file: File) -> Option<String> {
-    let (at, length) = section(&file, ".cmdline")?;
+pub fn cmdline(file: File) -> Option<String> {
+    text(file, ".cmdline")
+}
+
+/// The os-release(5) in a UKI (section `.osrel`): its title and version.
+pub fn os_release(file: File) -> Option<String> {
+    text(file, ".osrel")
+}
+
+fn text(mut file: File, name: &str) -> Option<String> {
+    let (at, length) = section(&file, name)?;
     let mut text = vec![];
     file.seek(SeekFrom::Start(at)).ok()?;
     file.take(length.min(LIMIT)).read_to_end(&mut text).ok()?;

@@ -146,7 +146,7 @@ impl<'a> Reset<'a> {
         let trees = &self.merge.trees;
         let image = Trees { new: trees.pristine.clone(), ..Trees::default() };
         apply::apply(&self.image(), &image, self.roots(&new, stop)).map_err(at("building"))?;
-        new.open(".").and_then(|new| sys::sync::file_system(new)).context("syncing /etc")?;
+        new.open(".").and_then(sys::sync::file_system).context("syncing /etc")?;
         for (number, path) in self.paths.iter().enumerate() {
             let exchange = || -> io::Result<()> {
                 let mut live = Walker::new(current.as_fd());

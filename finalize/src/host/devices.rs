@@ -1,14 +1,20 @@
-//! The ESP: found by what the firmware says and by the partition tables of the disks under the root, and mounted
-//! privately. Never through somebody's mount point: an automount may be gone at shutdown.
+//! Block devices with boot files: what the boot loader came from, on whatever disk, and the partitions of a type on the
+//! disks below the root. Found by what udev and sysfs know; a partition table is read only where they do not know.
+//!
+//! Looking at devices writes nothing. A disk that tells nothing is passed over, with a note.
+
+mod disks;
+mod table;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
-use gpt::partition_types::Type;
+use anyhow::{Context, Result, bail};
 
+pub use self::table::Partition;
+use self::{disks::Disks, table::Type};
 use crate::boot::loader::utf16;
 
 /// Variables of systemd's Boot Loader Interface.
@@ -27,93 +33,80 @@ pub fn efi_variable(sys: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The block devices of all ESPs of the disks under `root_device`, the one that booted last.
+/// The block devices of all ESPs: of the disks below `root_device`, and the one that booted, which may be on another
+/// disk, last.
 ///
 /// # Errors
 ///
-/// When there is none: names the disks that were looked at.
-pub fn esps(sys: &Path, root_device: (u32, u32)) -> Result<Vec<PathBuf>> {
-    let found = partitions(sys, root_device, gpt::partition_types::EFI)?;
-    ensure!(!found.is_empty(), "no EFI system partition on the disks of the physical root; name one with --esp");
+/// When there is none: names the disks that were looked at, and what each of them is.
+pub fn esps(sys: &Path, root_device: Result<(u32, u32)>) -> Result<Vec<PathBuf>> {
+    let disks = Disks::new(sys);
+    let mut notes = vec![];
+    let mut found = match root_device {
+        Ok(root) => partitions(&disks, root, Type::Esp, &mut notes),
+        Err(error) => {
+            notes.push(format!("{error:#}"));
+            vec![]
+        }
+    };
+    match booted(&disks) {
+        Ok(Some(device)) => {
+            found.retain(|other| *other != device);
+            found.push(device);
+        }
+        Ok(None) => {}
+        Err(error) => notes.push(format!("{error:#}")),
+    }
+    if found.is_empty() {
+        let looked = if notes.is_empty() { "no disk below the physical root".to_owned() } else { notes.join("; ") };
+        bail!("found no EFI system partition ({looked}): name one with --esp");
+    }
+    notes.iter().for_each(|note| tracing::debug!("{note}"));
     Ok(found)
 }
 
-/// The block devices of all boot partitions (XBOOTLDR) of the disks under `root_device`.
-///
-/// # Errors
-///
-/// Those of reading sysfs and partition tables.
-pub fn boot_partitions(sys: &Path, root_device: (u32, u32)) -> Result<Vec<PathBuf>> {
-    partitions(sys, root_device, gpt::partition_types::FREEDESK_BOOT)
+/// The block devices of all boot partitions (XBOOTLDR) of the disks below `root_device`.
+pub fn boot_partitions(sys: &Path, root_device: (u32, u32)) -> Vec<PathBuf> {
+    partitions(&Disks::new(sys), root_device, Type::Boot, &mut vec![])
 }
 
-/// The block devices of all partitions of a type, the one that the boot loader came from last.
-fn partitions(sys: &Path, root_device: (u32, u32), wanted: Type) -> Result<Vec<PathBuf>> {
-    let booted = efi_variable(sys, "LoaderDevicePartUUID").context("reading LoaderDevicePartUUID")?;
-    let booted = booted.as_deref().and_then(utf16).map(|uuid| uuid.to_ascii_lowercase());
-    let node = sys.join(format!("dev/block/{}:{}", root_device.0, root_device.1));
-    let mut disks = Vec::new();
-    collect_disks(&node.canonicalize().with_context(|| format!("reading {}", node.display()))?, &mut disks)?;
-    let mut found = Vec::new();
-    for disk in &disks {
-        found.extend(
-            partitions_of(disk, &wanted)
-                .with_context(|| format!("reading the partition table of {}", disk.display()))?,
-        );
+/// The device that the boot loader came from, by the firmware's word; nothing where there is none.
+fn booted(disks: &Disks) -> Result<Option<PathBuf>> {
+    let value = efi_variable(&disks.sys, "LoaderDevicePartUUID").context("reading LoaderDevicePartUUID")?;
+    let Some(uuid) = value.as_deref().and_then(utf16).map(|uuid| uuid.to_ascii_lowercase()) else { return Ok(None) };
+    let looks_like_one = uuid.len() == 36 && uuid.bytes().all(|c| c.is_ascii_hexdigit() || c == b'-');
+    if !looks_like_one {
+        bail!("LoaderDevicePartUUID holds {uuid:?}, which is no UUID");
     }
-    found.sort_by_key(|(uuid, _)| Some(uuid) == booted.as_ref());
-    Ok(found.into_iter().map(|(_, device)| device).collect())
+    let device = disks.by_uuid(&uuid)?;
+    device.map(Some).with_context(|| format!("no partition has the UUID {uuid}, which LoaderDevicePartUUID names"))
 }
 
-/// The whole disks below a block device in sysfs: through partitions, and through `slaves` (LUKS, LVM, RAID).
-fn collect_disks(node: &Path, disks: &mut Vec<PathBuf>) -> io::Result<()> {
-    let mut below = Vec::new();
-    if let Ok(slaves) = fs::read_dir(node.join("slaves")) {
-        for slave in slaves {
-            below.push(slave?.path().canonicalize()?);
+/// The block devices of all partitions of a type below `root`.
+fn partitions(disks: &Disks, root: (u32, u32), wanted: Type, notes: &mut Vec<String>) -> Vec<PathBuf> {
+    let below = match disks.below(root) {
+        Ok(below) => below,
+        Err(error) => {
+            notes.push(format!("{error:#}"));
+            return vec![];
         }
-    }
-    match (below.is_empty(), node.join("partition").exists(), node.parent()) {
-        (false, ..) => below.iter().try_for_each(|slave| collect_disks(slave, disks)),
-        (true, true, Some(disk)) => collect_disks(disk, disks),
-        _ => {
-            let disk = node.to_path_buf();
-            if !disks.contains(&disk) {
-                disks.push(disk);
+    };
+    let mut found = vec![];
+    for disk in below {
+        let name = disks::name_of(&disk).to_owned();
+        match disks.partitions(&disk) {
+            Ok(partitions) if partitions.is_empty() => notes.push(format!("{name} has no partitions")),
+            Ok(partitions) => {
+                let all = partitions.len();
+                let devices = partitions.into_iter().filter(|partition| partition.is(wanted)).map(|one| one.device);
+                let before = found.len();
+                devices.for_each(|device| found.extend((!found.contains(&device)).then_some(device)));
+                if found.len() == before {
+                    notes.push(format!("none of the {all} partitions of {name} is one"));
+                }
             }
-            Ok(())
+            Err(error) => notes.push(format!("{name}: {error:#}")),
         }
     }
-}
-
-/// Unique partition GUID and device of each partition of a type (UEFI specification, 5.3.3).
-fn partitions_of(disk: &Path, wanted: &Type) -> Result<Vec<(String, PathBuf)>> {
-    let table = gpt::GptConfig::new().writable(false).open(device_of(disk)?)?;
-    let mut found = Vec::new();
-    for (number, partition) in table.partitions() {
-        if partition.part_type_guid != *wanted {
-            continue;
-        }
-        if let Some(node) = partition_node(disk, *number)? {
-            found.push((partition.part_guid.to_string(), device_of(&node)?));
-        }
-    }
-    Ok(found)
-}
-
-fn partition_node(disk: &Path, number: u32) -> io::Result<Option<PathBuf>> {
-    for child in fs::read_dir(disk)? {
-        let child = child?.path();
-        if fs::read_to_string(child.join("partition")).is_ok_and(|n| n.trim() == number.to_string()) {
-            return Ok(Some(child));
-        }
-    }
-    Ok(None)
-}
-
-/// The device node that the kernel names in `uevent`.
-fn device_of(node: &Path) -> Result<PathBuf> {
-    let uevent = fs::read_to_string(node.join("uevent"))?;
-    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-    Ok(Path::new("/dev").join(name.with_context(|| format!("no DEVNAME in {}/uevent", node.display()))?))
+    found
 }

@@ -55,7 +55,11 @@ pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
     match (loader(host)?, boot_type) {
         (loader @ (Loader::SystemdBoot | Loader::GrubCc), _) => {
             let place = |root| EntriesPlace { root, boot: BootDir::Root, loader, method: Method::OneByOne };
-            Ok(taking_part(esps(host)?).into_iter().map(place).map(Place::Entries).collect())
+            let boot = boot_of_systemd_boot(host)?;
+            let has_boot = boot.is_some();
+            let esps = taking_part(esps(host)?).into_iter();
+            let esps = esps.filter(|esp| !has_boot || esp.is_dir(format!("{LOADER}/{ENTRIES_STAGED}")));
+            Ok(esps.chain(boot).map(place).map(Place::Entries).collect())
         }
         (Loader::Grub, BootType::Bls) => {
             let (boot, root) = boot_dir(host)?;
@@ -73,8 +77,20 @@ pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
     }
 }
 
+/// The specification's $BOOT where it is not the ESP: a boot partition with entries, as typed or by its type.
+fn boot_of_systemd_boot(host: &Host) -> Result<Option<Dir>> {
+    if let Some(path) = &host.ambient.boot {
+        return opened(host, path).map(Some);
+    }
+    let has_entries = |dir: &Dir| {
+        let entries = dir.open_dir(format!("{LOADER}/{ENTRIES}")).and_then(|dir| dir.entries());
+        dir.is_dir(format!("{LOADER}/{ENTRIES_STAGED}")) || entries.is_ok_and(|mut all| all.next().is_some())
+    };
+    boot_partition(host, &has_entries)
+}
+
 /// The directory that holds GRUB's files, and where it is within its file system.
-fn boot_dir(host: &Host) -> Result<(BootDir, Dir)> {
+pub(super) fn boot_dir(host: &Host) -> Result<(BootDir, Dir)> {
     if let Some(path) = &host.ambient.boot {
         return Ok((BootDir::Root, opened(host, path)?));
     }
@@ -101,12 +117,10 @@ fn boot_dir(host: &Host) -> Result<(BootDir, Dir)> {
 /// The boot partition with entries, by its type (the Discoverable Partitions Specification, XBOOTLDR), mounted privately.
 fn boot_partition(host: &Host, has_entries: &dyn Fn(&Dir) -> bool) -> Result<Option<Dir>> {
     // A machine of directories has no disks.
-    let Ok(devices) = root_device(host).and_then(|root| devices::boot_partitions(&host.ambient.sys, root)) else {
-        return Ok(None);
-    };
-    for device in devices {
+    let Ok(root) = root_device(host) else { return Ok(None) };
+    for device in devices::boot_partitions(&host.ambient.sys, root) {
         let named = || format!("mounting the boot partition {}", device.display());
-        let found = dir(mount_boot(&device).with_context(named)?);
+        let found = dir(mounted(host.access, &device, &["ext4", "vfat", "xfs", "btrfs"]).with_context(named)?);
         if has_entries(&found) {
             return Ok(Some(found));
         }
@@ -114,14 +128,25 @@ fn boot_partition(host: &Host, has_entries: &dyn Fn(&Dir) -> bool) -> Result<Opt
     Ok(None)
 }
 
-/// Mounts a boot partition read-write: a private view of the mount that is there, else one of its own.
-fn mount_boot(device: &Path) -> io::Result<OwnedFd> {
+/// A private mount of the file system on `device`, which is one of `kinds`.
+///
+/// To look, nothing is changed: a mount that is there is used as it is, else a read-only one is made. To write, a file
+/// system that is mounted read-only is made writable first; the mount that everybody sees stays read-only.
+fn mounted(access: Access, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd> {
     if let Some(mount_point) = sys::mount::mount_point_of(device)? {
-        return sys::mount::clone_writable(&mount_point);
+        return match access {
+            Access::Read => sys::mount::clone(&mount_point),
+            Access::Write => sys::mount::clone_writable(&mount_point),
+        };
     }
     let mut last = io::Error::from_raw_os_error(libc::EINVAL);
-    for kind in ["ext4", "vfat", "xfs", "btrfs"] {
-        match sys::mount::detached(kind, device, &[]) {
+    for kind in kinds {
+        let options = if *kind == "vfat" { sys::mount::FAT_OPTIONS } else { &[] };
+        let mounted = match access {
+            Access::Read => sys::mount::detached_read_only(kind, device, options),
+            Access::Write => sys::mount::detached(kind, device, options),
+        };
+        match mounted {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => last = error,
             other => return other,
         }
@@ -130,9 +155,9 @@ fn mount_boot(device: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The ESPs, each mounted privately.
-fn esps(host: &Host) -> Result<Vec<Dir>> {
+pub(super) fn esps(host: &Host) -> Result<Vec<Dir>> {
     let given = &host.ambient.esp;
-    let found = if given.is_empty() { devices::esps(&host.ambient.sys, root_device(host)?)? } else { given.clone() };
+    let found = if given.is_empty() { devices::esps(&host.ambient.sys, root_device(host))? } else { given.clone() };
     found.iter().map(|path| esp_at(host, path)).collect()
 }
 
@@ -159,20 +184,8 @@ fn esp_at(host: &Host, path: &Path) -> Result<Dir> {
     if !is_device {
         return opened(host, path);
     }
-    mount_fat(path).map(dir).with_context(|| format!("mounting the ESP {}", path.display()))
-}
-
-/// Mounts a FAT file system read-write. Where it is mounted read-only already, that mount's file system is made
-/// writable first; the mount itself stays read-only.
-fn mount_fat(device: &Path) -> io::Result<OwnedFd> {
-    match sys::mount::fat(device) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            let mount_point = sys::mount::mount_point_of(device)?.ok_or(error)?;
-            sys::mount::reconfigure_writable(&mount_point)?;
-            sys::mount::fat(device)
-        }
-        other => other,
-    }
+    let mounted = mounted(host.access, path, &["vfat"]);
+    mounted.map(dir).with_context(|| format!("mounting the ESP {}", path.display()))
 }
 
 fn opened(host: &Host, path: &Path) -> Result<Dir> {
@@ -187,8 +200,15 @@ fn is_fat(dir: &Dir) -> io::Result<bool> {
     Ok(rustix::fs::fstatfs(dir)?.f_type == MSDOS)
 }
 
-/// The device number of the physical root's file system.
+/// The number of the block device below the physical root.
 fn root_device(host: &Host) -> Result<(u32, u32)> {
-    let device = rustix::fs::fstat(&host.sysroot).context("looking at the physical root")?.st_dev;
-    Ok((rustix::fs::major(device), rustix::fs::minor(device)))
+    let number = |number| (rustix::fs::major(number), rustix::fs::minor(number));
+    let device = number(rustix::fs::fstat(&host.sysroot).context("looking at the physical root")?.st_dev);
+    if device.0 != 0 {
+        return Ok(device);
+    }
+    // btrfs has numbers of its own.
+    let source = sys::mount::source_of(&host.sysroot).context("looking for the device of the physical root")?;
+    let found = rustix::fs::stat(&source).with_context(|| format!("looking at {}", source.display()))?;
+    Ok(number(found.st_rdev))
 }

@@ -8,8 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use procfs::process::{MountInfo, Process};
 use rustix::{
-    fs::CWD,
+    fs::{AtFlags, CWD, StatxFlags},
     mount::{
         FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_reconfigure,
         fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, open_tree,
@@ -58,34 +59,53 @@ pub fn reconfigure_writable(path: &Path) -> io::Result<()> {
     Ok(fsconfig_reconfigure(context.as_fd())?)
 }
 
-/// A detached read-write mount of the FAT file system on `device`, for root's eyes only, nosuid, nodev, noexec.
-///
-/// # Errors
-///
-/// `EBUSY` when the file system is mounted read-only elsewhere, `EINVAL` when it is no FAT, `ENODEV` without vfat.
-pub fn fat(device: &Path) -> io::Result<OwnedFd> {
-    detached("vfat", device, &[("fmask", "0177"), ("dmask", "0077")])
-}
+/// Mount options of a FAT file system: for root's eyes only.
+pub const FAT_OPTIONS: &[(&str, &str)] = &[("fmask", "0177"), ("dmask", "0077")];
 
 /// A detached read-write mount of the file system on `device`, nosuid, nodev, noexec.
 ///
 /// # Errors
 ///
-/// Those of fsconfig(2) and fsmount(2).
+/// Those of fsconfig(2) and fsmount(2): `EBUSY` when the file system is mounted read-only elsewhere, `EINVAL` when it is
+/// of another kind, `ENODEV` when the kernel does not know the kind.
 pub fn detached(kind: &str, device: &Path, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
     fault::changing("fsmount")?;
+    mount(kind, device, options, MountAttrFlags::empty())
+}
+
+/// The same, and neither the mount nor the file system below it can be written: a journal is not replayed where the file
+/// system allows to leave that out, and no flag on the disk says that it was mounted.
+///
+/// # Errors
+///
+/// As [`detached`]; `EBUSY` when the file system is mounted read-write elsewhere.
+pub fn detached_read_only(kind: &str, device: &Path, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    let without_replay: &[(&str, &str)] = match kind {
+        "ext4" => &[("noload", "")],
+        "xfs" => &[("norecovery", "")],
+        _ => &[],
+    };
+    mount(kind, device, &[options, without_replay, &[("ro", "")]].concat(), MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+/// An option without a value is a flag.
+fn mount(kind: &str, device: &Path, options: &[(&str, &str)], more: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", device)?;
     for (key, value) in options {
-        fsconfig_set_string(context.as_fd(), *key, *value)?;
+        match value.is_empty() {
+            true => fsconfig_set_flag(context.as_fd(), *key)?,
+            false => fsconfig_set_string(context.as_fd(), *key, *value)?,
+        }
     }
     fsconfig_create(context.as_fd())?;
     let attributes =
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes | more)?)
 }
 
-/// Where the block device `device` is mounted, if it is.
+/// Where the whole file system on the block device `device` is mounted and can be seen, if it is: neither a mount of one of
+/// its directories, nor a mount with another one on top of it.
 ///
 /// # Errors
 ///
@@ -93,8 +113,42 @@ pub fn detached(kind: &str, device: &Path, options: &[(&str, &str)]) -> io::Resu
 pub fn mount_point_of(device: &Path) -> io::Result<Option<PathBuf>> {
     let number = rustix::fs::stat(device)?.st_rdev;
     let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
-    let mounts = procfs::process::Process::myself().and_then(|me| me.mountinfo()).map_err(io::Error::other)?;
-    Ok(mounts.into_iter().find(|mount| mount.majmin == number).map(|mount| mount.mount_point))
+    let whole = mounts()?.into_iter().filter(|mount| mount.majmin == number && mount.root == "/");
+    Ok(whole.filter(is_visible).map(|mount| mount.mount_point).next())
+}
+
+/// The device of the file system that holds `directory`, by what was mounted: file systems as btrfs have device numbers of
+/// their own, which no device has.
+///
+/// # Errors
+///
+/// `NotFound` when it was not mounted from a device, and those of reading `/proc/self/mountinfo`.
+pub fn source_of(directory: impl AsFd) -> io::Result<PathBuf> {
+    let wanted = mount_id(directory.as_fd(), "")?;
+    let number = rustix::fs::fstat(directory)?.st_dev;
+    let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
+    let mounts = mounts()?;
+    // A private mount is in no list; another one of the same file system is.
+    let by_id = mounts.iter().find(|mount| u64::from(mount.mnt_id.unsigned_abs()) == wanted);
+    let mount = by_id.or_else(|| mounts.iter().find(|mount| mount.majmin == number));
+    let source = mount.and_then(|mount| mount.mount_source.as_deref()).filter(|source| source.starts_with('/'));
+    source.map(PathBuf::from).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "not mounted from a device"))
+}
+
+fn mounts() -> io::Result<Vec<MountInfo>> {
+    let mounts = Process::myself().and_then(|me| me.mountinfo()).map_err(io::Error::other)?;
+    Ok(mounts.into_iter().collect())
+}
+
+/// Whether one who goes to the mount point finds this mount.
+fn is_visible(mount: &MountInfo) -> bool {
+    mount_id(CWD, &mount.mount_point).is_ok_and(|id| id == u64::from(mount.mnt_id.unsigned_abs()))
+}
+
+/// The identity of the mount that a path is in; see statx(2), `STATX_MNT_ID`. Triggers no automount.
+fn mount_id(dir: impl AsFd, path: impl rustix::path::Arg) -> io::Result<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(dir, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// `struct mount_attr` of mount_setattr(2).

@@ -46,3 +46,18 @@ fn boot_files_survive_any_bytes() {
 fn plans_of_any_trees_hold_together() {
     run("plan", bodies::plan_of);
 }
+
+#[test]
+fn environment_blocks_survive_any_bytes() {
+    run("grubenv", bodies::grubenv);
+}
+
+#[test]
+fn loader_confs_survive_any_bytes() {
+    run("loader_conf", bodies::loader_conf);
+}
+
+#[test]
+fn efi_variables_survive_any_bytes() {
+    run("variable", bodies::variable);
+}

@@ -165,7 +165,9 @@ impl Machine {
         let mut command = Command::new(env!("CARGO_BIN_EXE_composefs-finalize"));
         command.args(args).args(["--cmdline", cmdline]);
         command.arg("--loader").arg(self.loader.to_string()).arg("--etc").arg(self.state("a").join("etc"));
-        for (flag, dir) in [("--sysroot", "sysroot"), ("--run", "run"), ("--pristine", "pristine"), ("--esp", "esp")] {
+        for (flag, dir) in
+            [("--sysroot", "sysroot"), ("--run", "run"), ("--pristine", "pristine"), ("--esp", "esp"), ("--sys", "sys")]
+        {
             command.arg(flag).arg(self.path(dir));
         }
         command

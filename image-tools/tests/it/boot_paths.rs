@@ -176,7 +176,8 @@ fn what_grub_can_do_decides_how_it_gets_its_entries() {
     let dir = tempfile::tempdir().unwrap();
     let (layout, disk) = (dir.path().join("layout"), dir.path().join("disk"));
     let modules = ["usr/lib/grub/x86_64-efi/linux.mod", "usr/lib/grub/x86_64-efi/blsuki.mod"];
-    for (has, wanted) in [(1, "source ($root)/loader/entries/grub.cfg\n"), (2, "insmod blsuki\nblscfg --path /loader")]
+    for (has, wanted) in
+        [(1, "source \"($root)/loader/entries/grub.cfg\"\n"), (2, "insmod blsuki\nblscfg --path /loader")]
     {
         let mut files = version("1");
         files.extend(modules[..has].iter().map(|path| ((*path).to_owned(), b"a module".to_vec())));
