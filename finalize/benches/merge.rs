@@ -13,7 +13,10 @@ use std::{
 use cap_std::{ambient_authority, fs::Dir};
 use criterion::Criterion;
 use finalize::{
-    etc::{Merge, Sources, policy::Policy},
+    etc::{
+        Merge, Sources,
+        policy::{Keep, Policy, Rule},
+    },
     stop::Stop,
 };
 use rustix::{
@@ -55,10 +58,14 @@ fn trees(root: &Path, files: usize) {
 
 /// Merges into a directory that never was, as a machine does: ext4 hesitates to use inodes that were just deleted.
 fn merge(root: &Path, output: &str) {
+    merge_by(&Policy::default(), root, output);
+}
+
+fn merge_by(policy: &Policy, root: &Path, output: &str) {
     let open = |name: &str| Dir::open_ambient_dir(root.join(name), ambient_authority()).unwrap();
     let (p, c, n) = (open("p"), open("c"), open("n"));
     let sources = Sources { pristine: Some(p.as_fd()), current: c.as_fd(), new: n.as_fd() };
-    Merge::plan(sources, &Policy::default()).unwrap().write(&open(""), output, "x", &Stop::never()).unwrap();
+    Merge::plan(sources, policy).unwrap().write(&open(""), output, "x", &Stop::never()).unwrap();
 }
 
 fn walk(root: &Path, visit: &mut dyn FnMut(&Path)) {
@@ -140,6 +147,54 @@ fn calls(root: &Path) -> String {
     NAMES.iter().zip(best).map(|(name, best)| format!("{name} {best:.2}")).collect::<Vec<_>>().join(", ")
 }
 
+const CONFLICTS: usize = 4_000;
+
+/// So many files in one directory, on which both sides differ: by content, or by type (a file here, a directory with a
+/// file in it in both images); or which only were edited here.
+fn conflicts(root: &Path, kind: &str) {
+    for (side, content) in [("p", "1"), ("c", "2"), ("n", if kind == "local" { "1" } else { "3" })] {
+        for number in 0..CONFLICTS {
+            let path = root.join(side).join("d").join(format!("f{number}"));
+            let path = if kind == "type" && side != "c" { path.join("a") } else { path };
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+    }
+}
+
+/// What conflicts cost, beside as many files that were only edited here.
+fn measure_conflicts(criterion: &mut Criterion) {
+    let rows = [("local", None), ("content", Some(Keep::Local)), ("content", Some(Keep::Image))];
+    let rows = rows.into_iter().chain([("content", Some(Keep::Both)), ("type", Some(Keep::Local))]);
+    let rows = rows.chain([("type", Some(Keep::Image)), ("type", Some(Keep::Both))]);
+    let group_name = format!("conflicts {CONFLICTS}");
+    let mut local = None;
+    for (kind, keep) in rows {
+        let name = keep.map_or(kind.to_owned(), |keep| format!("{kind} {keep:?}").to_lowercase());
+        // In memory: what grows with the number of conflicts is work, and not what a disk does.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let root = LazyCell::new(|| {
+            conflicts(dir.path(), kind);
+            dir.path()
+        });
+        // A rule would match what is below too: the policy is for the conflicts alone.
+        let rules = keep.filter(|_| kind == "content").map(|keep| Rule::new("d/*", keep).unwrap());
+        let type_clash = keep.unwrap_or(Keep::Image);
+        let policy = Policy { rules: rules.into_iter().collect(), type_clash, ..Policy::default() };
+        let mut run = 0;
+        criterion.benchmark_group(&group_name).bench_function(&name, |b| {
+            b.iter(|| {
+                run += 1;
+                merge_by(&policy, &root, &format!("m{run}"));
+            });
+        });
+        let (Some(spent), 1..) = (mean(&group_name, &name), run) else { continue };
+        let base = *local.get_or_insert(spent);
+        println!("{CONFLICTS} {name:14} {:8.1} ms, {:.2} times the first", spent / 1e6, spent / base);
+    }
+}
+
 fn main() {
     let mut criterion = Criterion::default()
         .sample_size(10)
@@ -147,6 +202,7 @@ fn main() {
         .measurement_time(Duration::from_secs(8))
         .without_plots()
         .configure_from_args();
+    measure_conflicts(&mut criterion);
     println!("files    hashing / merge    merge / walk    merge, µs a file    peak memory");
     for files in SIZES {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -3,10 +3,7 @@
 mod etc;
 mod report;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -66,7 +63,6 @@ impl Cli {
     ///
     /// Everything that keeps the command from its end. An error of `staged` says what boots next.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
-        let out: &mut dyn Write = &mut UntilClosed(out);
         match self.command {
             Command::Staged { dry_run: false, json, ambient } => return report::staged(&ambient, json, out),
             Command::Staged { dry_run: true, json, ambient } => {
@@ -79,24 +75,5 @@ impl Cli {
             Command::Etc(command) => return command.run(out),
         }
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Standard output, which its reader may close at any time (`| head`): what nobody reads is not written, and no error.
-struct UntilClosed<'a>(&'a mut dyn Write);
-
-impl Write for UntilClosed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.0.write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(bytes.len()),
-            written => written,
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self.0.flush() {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            flushed => flushed,
-        }
     }
 }
