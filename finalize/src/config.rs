@@ -19,6 +19,8 @@ pub struct Config {
     pub merge_etc: bool,
     /// Whether the boot entries are exchanged (`[boot] update`).
     pub update_boot: bool,
+    /// Whether what pins another entry than the new one is removed.
+    pub unpin: bool,
     /// How often what may pass is tried again (`[finalize] retry-attempts`).
     pub retry_attempts: u32,
     /// When to give up, in seconds (`[finalize] timeout-seconds`).
@@ -35,6 +37,7 @@ impl Default for Config {
             policy: Policy::default(),
             merge_etc: true,
             update_boot: true,
+            unpin: false,
             retry_attempts: 2,
             timeout_seconds: 240,
             rollback_on_failure: true,
@@ -110,6 +113,7 @@ impl Config {
             "etc.follow-ids" => self.policy.follow_ids = boolean(value)?,
             "etc.ignore" => self.policy.ignore.extend(globs(value)?),
             "boot.update" => self.update_boot = boolean(value)?,
+            "boot.unpin" => self.unpin = boolean(value)?,
             "finalize.retry-attempts" => self.retry_attempts = number(value)?,
             "finalize.timeout-seconds" => self.timeout_seconds = number(value)?,
             "finalize.rollback-on-failure" => self.rollback_on_failure = boolean(value)?,

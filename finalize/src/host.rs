@@ -3,6 +3,7 @@
 
 pub mod devices;
 pub mod menu;
+pub mod pins;
 pub mod place;
 
 use std::{

@@ -14,7 +14,7 @@ use crate::{
     deployment::{Deployment, Placing},
     digest::DeploymentId,
     etc::Merge,
-    host::{Host, menu, place},
+    host::{Host, menu, pins, place},
     next::Next,
     pending,
     progress::Progress,
@@ -147,8 +147,18 @@ impl<'a> Update<'a> {
         progress.stamp().write(sysroot)
     }
 
-    /// Writes down what starts next where the order of the entries does not decide: somebody pinned another one.
+    /// Lets a pin follow to the new deployment, and writes down what starts next where something pins another one.
     fn look_at_pins(&self, record: &mut Record) {
+        let unknown =
+            |error: anyhow::Error| format!("whether something pins another boot entry is not known: {error:#}");
+        match menu::decision(self.host, &self.places) {
+            Ok(Some(decision)) => match pins::follow(self.host, &decision, &self.staged.id, self.config.unpin) {
+                Ok(followed) => record.notes.extend(followed),
+                Err(error) => record.notes.push(format!("{error:#}")),
+            },
+            Ok(None) => return,
+            Err(error) => return record.notes.push(unknown(error)),
+        }
         match menu::decision(self.host, &self.places) {
             Ok(Some(decision)) => {
                 if let Some(why) = decision.why_not(&self.staged.id) {
@@ -157,9 +167,7 @@ impl<'a> Update<'a> {
                 }
             }
             Ok(None) => {}
-            Err(error) => {
-                record.notes.push(format!("whether something pins another boot entry is not known: {error:#}"))
-            }
+            Err(error) => record.notes.push(unknown(error)),
         }
     }
 

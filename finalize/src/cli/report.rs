@@ -71,7 +71,7 @@ fn message(outcome: &Outcome) -> Message {
         }
         Outcome::Recorded(record) => {
             let (id, weight) = match (&record.outcome, &record.step) {
-                (Ending::Finalized, Step::Done) => (Some(FINALIZED), Weight::Info),
+                (Ending::Finalized, Step::Done) if record.next == record.to => (Some(FINALIZED), Weight::Info),
                 (Ending::Finalized, _) => (Some(FINALIZED), Weight::Warning),
                 (Ending::Refused, _) => (Some(REFUSED), Weight::Warning),
                 _ => (None, Weight::Info),

@@ -33,6 +33,27 @@ pub fn efi_variable(sys: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Sets a variable of the Boot Loader Interface to a text, or removes the variable. The kernel makes such files immutable
+/// (`Documentation/filesystems/efivarfs.rst`), and takes attributes and value in one write.
+///
+/// # Errors
+///
+/// When there is no efivarfs, and those of write(2) and unlink(2).
+pub fn set_efi_variable(sys: &Path, name: &str, value: Option<&str>) -> Result<()> {
+    /// Kept without power, seen by the boot loader and by the running system.
+    const ATTRIBUTES: u32 = 7;
+    let (dir, name) = (super::open(&sys.join("firmware/efi/efivars"))?, format!("{name}-{VENDOR}"));
+    let writing = || format!("writing the EFI variable {name}");
+    match value {
+        None => crate::sys::remove::file(&dir, &name).with_context(writing),
+        Some(value) => {
+            let units = value.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
+            let bytes: Vec<u8> = ATTRIBUTES.to_le_bytes().into_iter().chain(units).collect();
+            crate::sys::file::write_variable(&dir, &name, &bytes).with_context(writing)
+        }
+    }
+}
+
 /// The block devices of all ESPs: of the disks below `root_device`, and the one that booted, which may be on another
 /// disk, last.
 ///

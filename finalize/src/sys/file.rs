@@ -8,7 +8,7 @@ use std::{
 use cap_std::fs::{Dir, File, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::{Gid, Mode, Uid};
 
-use super::{fault, remove, rename, sync};
+use super::{fault, flags, remove, rename, sync};
 
 /// No boot entry, marker or record is larger: what is, is not read.
 const LIMIT: u64 = 1 << 20;
@@ -101,6 +101,33 @@ pub fn write(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
         file.write_all(content)?;
     }
     sync::fsync(file.as_fd())
+}
+
+/// Writes these bytes over the beginning of the file `name`, which stays where it is on the disk, and makes them durable.
+///
+/// # Errors
+///
+/// Those of openat2(2), write(2) and fsync(2).
+pub fn overwrite(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
+    let mut file = dir.open_with(name, OpenOptions::new().write(true))?;
+    fault::changing("write")?;
+    file.write_all(content)?;
+    sync::fsync(file.as_fd())
+}
+
+/// Writes an existing EFI variable: in one call, which the firmware makes durable. A file system of variables knows no fsync.
+///
+/// # Errors
+///
+/// Those of openat2(2) and write(2).
+pub fn write_variable(dir: &Dir, name: &str, content: &[u8]) -> io::Result<()> {
+    flags::clear(dir.open(name)?.as_fd())?;
+    let mut file = dir.open_with(name, OpenOptions::new().write(true))?;
+    fault::changing("write")?;
+    match file.write(content)? {
+        length if length == content.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
 }
 
 /// Copies the file `from` to the file `to`, and makes its content durable.

@@ -55,9 +55,9 @@ fn a_default_of_systemd_boot_is_said() {
             check(&machine, "a", &["loader.conf", "default", "to undo: remove the line"]);
             assert!(fs::read_to_string(machine.path("esp/loader/loader.conf")).unwrap().contains(pattern));
         }
-        let by_variable = machine();
-        variable(&by_variable, "LoaderEntryDefault", "bootc_x-1-0.conf");
-        check(&by_variable, "a", &["LoaderEntryDefault", "bootctl set-default \"\""]);
+        let pattern = machine();
+        variable(&pattern, "LoaderEntryDefault", "bootc_x-*-0.conf");
+        check(&pattern, "a", &["LoaderEntryDefault", "bootctl set-default \"\""]);
         let once = machine();
         variable(&once, "LoaderEntryOneShot", "bootc_x-1-0.conf");
         check(&once, "a", &["LoaderEntryOneShot", "bootctl set-oneshot \"\""]);
@@ -71,15 +71,77 @@ fn a_default_of_systemd_boot_is_said() {
 #[test]
 fn a_saved_entry_of_grub_is_said() {
     let next = "${next_entry}";
-    for (environment, default) in [("saved_entry=bootc_x-1-0\n", "${saved_entry}"), ("next_entry=2\n", next)] {
+    for (environment, default) in [("saved_entry=2\n", "${saved_entry}"), ("next_entry=2\n", next)] {
         let machine = Machine::new(Loader::Grub);
         grub(&machine, environment, default);
         let name = environment.split('=').next().unwrap();
         check(&machine, "a", &[environment.trim(), &format!("grub-editenv - unset {name}")]);
     }
+}
+
+/// A default that names exactly one entry, and that one of ours, means the system that the machine has.
+#[test]
+fn a_default_that_names_our_old_entry_follows_to_the_new_one() {
+    let block = |environment: &str| format!("# GRUB Environment Block\n{environment:#<900}");
+    for boot_type in [BootType::Bls, BootType::Uki] {
+        let machine = Machine::booting(Loader::SystemdBoot, boot_type);
+        variable(&machine, "LoaderEntryDefault", "bootc_x-1-0.conf");
+        assert_follows(&machine, "LoaderEntryDefault");
+        let file = machine.path("sys/firmware/efi/efivars").join(format!("LoaderEntryDefault-{VENDOR}"));
+        let text: Vec<u8> = fs::read(file).unwrap()[4..].iter().copied().filter(|byte| *byte != 0).collect();
+        assert_eq!(String::from_utf8(text).unwrap(), "bootc_x-1-1.conf");
+    }
+    let machine = Machine::new(Loader::Grub);
+    grub(&machine, "saved_entry=bootc_x-1-0\nboot_success=1\n", "${saved_entry}");
+    assert_follows(&machine, "saved_entry");
+    let after = fs::read_to_string(machine.path("sysroot/boot/grub2/grubenv")).unwrap();
+    assert_eq!(after, block("saved_entry=bootc_x-1-1\nboot_success=1\n"));
     let machine = Machine::booting(Loader::Grub, BootType::Uki);
     grub(&machine, &format!("saved_entry=A system: ({})\n", id("a")), "${saved_entry}");
-    check(&machine, "a", &["saved_entry=A system", "to undo"]);
+    assert_follows(&machine, "saved_entry");
+    let after = fs::read_to_string(machine.path("sysroot/boot/grub2/grubenv")).unwrap();
+    assert_eq!(after, block(&format!("saved_entry=A system: ({})\n", id("b"))));
+}
+
+fn assert_follows(machine: &Machine, pin: &str) {
+    let said = machine.ok(&["staged"]);
+    assert!(said.contains("it boots next") && said.contains(pin), "{said}");
+    let status: serde_json::Value = serde_json::from_str(&machine.ok(&["status", "--json"])).unwrap();
+    assert_eq!(status["next"].as_str(), Some(id("b").as_str()), "{status:#}");
+}
+
+/// Somebody's choice goes where the configuration says so, and every other byte beside it stays.
+#[test]
+fn a_pin_is_removed_where_the_configuration_says_so() {
+    let unpinning = |machine: &Machine| {
+        machine.files(
+            &format!("sysroot/{}/etc/composefs-finalize", layout::deployment(&id("a"))),
+            &[("config.toml", "[boot]\nunpin = true\n")],
+        );
+    };
+    let machine = Machine::new(Loader::SystemdBoot);
+    let conf = "# mine\ntimeout 3\n  default bootc_x-1-0.conf\ndefaults x\neditor no";
+    machine.files("esp/loader", &[("loader.conf", conf)]);
+    unpinning(&machine);
+    assert_follows(&machine, "unpin");
+    let after = fs::read_to_string(machine.path("esp/loader/loader.conf")).unwrap();
+    assert_eq!(after, "# mine\ntimeout 3\ndefaults x\neditor no");
+    for name in ["LoaderEntryOneShot", "LoaderEntryDefault"] {
+        let machine = Machine::new(Loader::SystemdBoot);
+        variable(&machine, name, "bootc_x-1-0.conf");
+        unpinning(&machine);
+        assert_follows(&machine, "unpin");
+        assert!(!machine.path("sys/firmware/efi/efivars").join(format!("{name}-{VENDOR}")).exists());
+    }
+    for (environment, default) in [("saved_entry=2\n", "${saved_entry}"), ("next_entry=2\n", "${next_entry}")] {
+        let machine = Machine::new(Loader::Grub);
+        grub(&machine, &format!("{environment}boot_success=1\n"), default);
+        unpinning(&machine);
+        // Without the pin the entry of somebody else is the first, as it was before the update.
+        assert!(machine.ok(&["staged"]).contains("removed what pinned another entry"));
+        let after = fs::read_to_string(machine.path("sysroot/boot/grub2/grubenv")).unwrap();
+        assert!(after.starts_with("# GRUB Environment Block\nboot_success=1\n###") && after.len() == 925, "{after}");
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "finalize/src/etc/merge.rs",
     "finalize/src/etc/plan.rs",
     "finalize/src/etc/plan/choose.rs",
+    "finalize/src/etc/plan/decide.rs",
     "finalize/src/etc/plan/records.rs",
     "finalize/src/etc/policy.rs",
     "finalize/src/etc/tree.rs",

@@ -24,10 +24,50 @@ impl Environment {
         Self(pairs.map(|(name, value)| (name.to_owned(), value.replace('\u{0}', "\n"))).collect())
     }
 
+    /// The block with the variable `name` set to `value`, or removed; as long as before, every other line as it was. None where
+    /// the block has no signature, or no room.
+    pub fn edited(block: &[u8], name: &str, value: Option<&str>) -> Option<Vec<u8>> {
+        let body = block.strip_prefix(SIGNATURE)?;
+        let mut edited = SIGNATURE.to_vec();
+        let mut added = value.map(|value| {
+            let escaped = value.replace('\\', "\\\\").replace('\n', "\\\n");
+            format!("{name}={escaped}\n").into_bytes()
+        });
+        for line in lines(body) {
+            if line.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"=")) {
+                edited.append(&mut added.take().unwrap_or_default());
+            } else {
+                edited.extend(line);
+            }
+        }
+        edited.append(&mut added.unwrap_or_default());
+        if edited.len() > block.len() {
+            return None;
+        }
+        edited.resize(block.len(), b'#');
+        Some(edited)
+    }
+
     /// A variable that is set to something.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
+}
+
+/// The lines of a block, without the padding behind them. A line break behind a backslash is part of a value.
+fn lines(body: &[u8]) -> Vec<&[u8]> {
+    let (mut found, mut start, mut escaped) = (vec![], 0, false);
+    for (at, byte) in body.iter().enumerate() {
+        match byte {
+            b'\\' => escaped = !escaped,
+            b'\n' if !escaped => {
+                found.push(&body[start..=at]);
+                start = at + 1;
+            }
+            _ => escaped = false,
+        }
+    }
+    found
 }
 
 /// Where a grub.cfg takes its default from.
@@ -104,6 +144,20 @@ fn index(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_is_edited_in_place_and_nothing_else_of_it_changes() {
+        let block = |text: &str| format!("# GRUB Environment Block\n{text:#<999}").into_bytes();
+        let before = block("# a comment\nsaved_entry=old\nodd=a\\\nsaved_entry=b\nboot_success=1\n");
+        let set = Environment::edited(&before, "saved_entry", Some("new")).unwrap();
+        assert_eq!(set, block("# a comment\nsaved_entry=new\nodd=a\\\nsaved_entry=b\nboot_success=1\n"));
+        let unset = Environment::edited(&before, "saved_entry", None).unwrap();
+        assert_eq!(unset, block("# a comment\nodd=a\\\nsaved_entry=b\nboot_success=1\n"));
+        let added = Environment::edited(&block(""), "x", Some("1\\2\n3")).unwrap();
+        assert_eq!(Environment::parse(&added).get("x"), Some("1\\2\n3"));
+        assert_eq!(Environment::edited(&before, "x", Some(&"y".repeat(999))), None);
+        assert_eq!(Environment::edited(b"no block", "x", None), None);
+    }
 
     #[test]
     fn an_environment_block_is_read_as_grub_does() {
