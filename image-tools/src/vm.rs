@@ -101,19 +101,14 @@ impl Vm {
     ///
     /// When QEMU is missing, too old, does not start, or does not know what was saved: with what it said.
     pub fn start(machine: &Machine) -> Result<Self> {
-        let wanted = match &machine.resume {
-            None => machine.accel,
-            Some(state) => {
-                let saved = Saved::read(state)?.accelerator;
-                let refused = matches!((saved, machine.accel), (Accel::Kvm, Wanted::Tcg) | (Accel::Tcg, Wanted::Kvm));
-                ensure!(!refused, "{} was saved under {saved}, and goes on under nothing else", state.display());
-                if saved == Accel::Kvm { Wanted::Kvm } else { Wanted::Tcg }
-            }
+        let taken = match &machine.resume {
+            None => accel::choose(machine.accel)?,
+            Some(state) => accel::choose_again(Saved::read(state)?.accelerator, machine.accel)
+                .with_context(|| format!("going on from {}", state.display()))?,
         };
-        let mut vm =
-            Self::launch(accel::choose(wanted)?, (&machine.log, machine.show), machine.timeout, |accel, scratch| {
-                qemu::command(machine, accel, scratch)
-            })?;
+        let mut vm = Self::launch(taken, (&machine.log, machine.show), machine.timeout, |accel, scratch| {
+            qemu::command(machine, accel, scratch)
+        })?;
         if let Some(state) = &machine.resume {
             let resumed = vm.migrate("migrate-incoming", state);
             resumed.map_err(|error| vm.told(error)).with_context(|| format!("going on from {}", state.display()))?;

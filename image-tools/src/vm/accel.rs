@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Error, Result, bail};
+use anyhow::{Error, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{Vm, qemu, watch::Ending};
@@ -84,6 +84,26 @@ pub fn choose(wanted: Wanted) -> Result<Taken> {
         (None, _) => Ok(Taken { accelerator: Accel::Kvm, why_not_kvm: None }),
         (Some(why), Wanted::Kvm) => bail!("KVM does not work here: {why}: leave --accel out to go on with TCG"),
         (why, _) => Ok(Taken { accelerator: Accel::Tcg, why_not_kvm: why }),
+    }
+}
+
+/// The accelerator for a machine that was saved under `saved`: the same, for a guest goes on under nothing else.
+///
+/// # Errors
+///
+/// When the other one is wanted, or the machine was saved under KVM and no guest runs under it any more: says why.
+pub fn choose_again(saved: Accel, wanted: Wanted) -> Result<Taken> {
+    let refused = matches!((saved, wanted), (Accel::Kvm, Wanted::Tcg) | (Accel::Tcg, Wanted::Kvm));
+    ensure!(!refused, "the machine was saved under {saved}, and goes on under nothing else: save another one");
+    match (saved, wanted) {
+        (Accel::Kvm, _) => match why_not_kvm() {
+            Some(why) => bail!("the machine was saved under kvm, which does not work here: {why}: save another one"),
+            None => Ok(Taken { accelerator: saved, why_not_kvm: None }),
+        },
+        (Accel::Tcg, Wanted::Tcg) => Ok(Taken { accelerator: saved, why_not_kvm: None }),
+        (Accel::Tcg, _) => {
+            Ok(Taken { accelerator: saved, why_not_kvm: Some("the machine was saved under tcg".into()) })
+        }
     }
 }
 

@@ -54,6 +54,21 @@ impl Bench {
         run(&self.arguments(more).iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// Another device lies where KVM is; `started` is there when that could be done.
+    fn boot_over(&self, device: &Path, accel: &str, more: &[&str]) -> Output {
+        let script = "set -e; [ -e /dev/kvm ]; mount --bind \"$0\" /dev/kvm; cp -f /dev/null started; exec \"$@\"";
+        let mut arguments = self.arguments(more);
+        let at = arguments.iter().position(|argument| argument == "tcg").unwrap();
+        arguments[at] = accel.to_owned();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(device)
+            .arg(env!("CARGO_BIN_EXE_image-tools"))
+            .args(arguments);
+        command.current_dir(self.0.path()).env("XDG_RUNTIME_DIR", self.0.path()).output().unwrap()
+    }
+
     /// The program under way: it has said what runs the guest, so QEMU is there.
     fn begin(&self, more: &[&str]) -> (Child, BufReader<impl Read + use<>>) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
@@ -194,21 +209,11 @@ fn a_device_that_is_no_kvm_is_passed_over_with_the_reason() {
     let bench = Bench::empty();
     let file: PathBuf = bench.path("file").into();
     fs::write(&file, "").unwrap();
-    let script = "set -e; [ -e /dev/kvm ]; mount --bind \"$0\" /dev/kvm; echo started >\"$0.started\"; exec \"$@\"";
-    let boot = |device: &Path, accel: &str| {
-        let mut arguments = bench.arguments(&["--json", "--until", "BdsDxe", "--save", &bench.path("saved")]);
-        let at = arguments.iter().position(|argument| argument == "tcg").unwrap();
-        arguments[at] = accel.to_owned();
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", script])
-            .arg(device)
-            .arg(env!("CARGO_BIN_EXE_image-tools"))
-            .args(arguments);
-        command.env("XDG_RUNTIME_DIR", bench.0.path()).output().unwrap()
-    };
+    let saved = bench.path("saved");
+    let boot =
+        |device: &Path, accel: &str| bench.boot_over(device, accel, &["--json", "--until", "BdsDxe", "--save", &saved]);
     let output = boot(&file, "auto");
-    if !Path::new(&bench.path("file.started")).exists() {
+    if !Path::new(&bench.path("started")).exists() {
         println!("SKIPPED, no mount namespace or no /dev/kvm: {}", String::from_utf8_lossy(&output.stderr));
         return;
     }
@@ -219,6 +224,18 @@ fn a_device_that_is_no_kvm_is_passed_over_with_the_reason() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(message.matches("accelerator: TCG, not KVM: /dev/kvm is no device").count(), 1, "{message}");
     assert_failed(&boot(&file, "kvm"), &["KVM does not work here: /dev/kvm is no device"]);
+    // A machine that was saved before goes on under what it was saved under, or not at all.
+    let resume =
+        |accel: &str| bench.boot_over(&file, accel, &["--json", "--resume", &saved, "--until", "BdsDxe", "--", "true"]);
+    let mut state = fs::read(&saved).unwrap();
+    let at = state.windows(3).position(|window| window == b"tcg").unwrap();
+    assert!(at < 4096);
+    state[at..at + 3].copy_from_slice(b"kvm");
+    fs::write(&saved, state).unwrap();
+    let lost =
+        ["going on from", "saved under kvm, which does not work here: /dev/kvm is no device", "save another one"];
+    assert_failed(&resume("auto"), &lost);
+    assert_failed(&resume("tcg"), &["was saved under kvm, and goes on under nothing else"]);
     // A device of another kind: QEMU ends at once, which is no guest's answer and is not kept for the real one.
     let output = boot(Path::new("/dev/null"), "auto");
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
