@@ -1,6 +1,6 @@
 //! What rules and policies make of the table's decisions.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Plan, Quiet, Step, Trees};
 use crate::etc::{
@@ -12,6 +12,9 @@ use crate::etc::{
 
 /// The longest name that Linux file systems take.
 const NAME_MAX: usize = 255;
+
+/// `.etc-local.` and a number of any size.
+const LONGEST_ENDING: usize = 32;
 
 impl Plan {
     /// Applies what rules and policies say to the table's decision.
@@ -42,7 +45,12 @@ impl Plan {
             Keep::Image | Keep::Both => (Take::New, n.cloned()),
         };
         if wanted.1.is_some() && !self.has_place(path) {
-            self.notes.push(format!("/etc/{path}: its rule is not followed, for what is above it is no directory"));
+            let above = std::iter::successors(path.parent(), RelPath::parent);
+            let is_leaf = |dir: &RelPath| {
+                self.steps.get(dir).and_then(|step| step.node.as_ref()).is_some_and(|node| !node.is_dir())
+            };
+            let above = above.filter(is_leaf).last().unwrap_or_default();
+            self.notes.push(format!("/etc/{path}: rule ignored: /etc/{above} is not a directory any more"));
             return;
         }
         (step.take, step.node) = wanted;
@@ -100,6 +108,8 @@ pub struct Taken {
     dir: Option<RelPath>,
     quiet: HashSet<Vec<u8>>,
     given: HashSet<RelPath>,
+    /// The number to try next, by the beginning of a name.
+    numbers: HashMap<RelPath, u64>,
 }
 
 impl Taken {
@@ -111,9 +121,15 @@ impl Taken {
             self.quiet = quiet.leaves.get(&dir).into_iter().flat_map(Names::iter).map(<[u8]>::to_vec).collect();
             self.dir = Some(dir);
         }
-        let mut endings = (2..).map(|number| format!(".etc-local.{number}"));
-        let mut ending = ".etc-local".to_owned();
+        // Names that are cut to one stem go on where the last of them has ended.
+        let stem = &path.name()[..path.name().len().min(NAME_MAX - LONGEST_ENDING)];
+        let number = self.numbers.entry(RelPath::child(parent.as_ref(), stem)).or_insert(1);
         loop {
+            let ending = match *number {
+                1 => ".etc-local".to_owned(),
+                number => format!(".etc-local.{number}"),
+            };
+            *number += 1;
             let stem = &path.name()[..path.name().len().min(NAME_MAX - ending.len())];
             let name = [stem, ending.as_bytes()].concat();
             let beside = RelPath::child(parent.as_ref(), &name);
@@ -121,7 +137,25 @@ impl Taken {
             if !in_trees && !self.quiet.contains(&name) && self.given.insert(beside.clone()) {
                 return beside;
             }
-            ending = endings.next().unwrap_or_default();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_with_one_beginning_get_names_of_their_own_without_a_search_for_each() {
+        let mut taken = Taken::default();
+        let name = |number: usize| RelPath::from(format!("d/{}{number:05}", "x".repeat(250)).as_str());
+        let (trees, quiet) = (Trees::default(), Quiet::default());
+        let given: HashSet<_> = (0..3000).map(|number| taken.free_name(&name(number), &trees, &quiet)).collect();
+        assert_eq!(given.len(), 3000);
+        assert!(given.iter().all(|path| path.name().len() <= NAME_MAX));
+        // One name tried for each.
+        assert_eq!(taken.numbers.values().copied().collect::<Vec<_>>(), [3001]);
+        let short = taken.free_name(&RelPath::from("d/y"), &trees, &quiet);
+        assert_eq!(short, RelPath::from("d/y.etc-local"));
     }
 }

@@ -77,15 +77,15 @@ impl Plan {
             Reason::TypeConflict => "CONFLICT: another type in the image",
         };
         match self.beside.get(path) {
-            Some(beside) => format!("{text}; the local one is kept as /etc/{beside}"),
-            None if self.aside.contains(path) => format!("{text}; the local one goes to etc.conflicts"),
+            Some(beside) => format!("{text}; the local copy is kept as /etc/{beside}"),
+            None if self.aside.contains(path) => format!("{text}; the local copy is saved in etc.conflicts/{path}"),
             None => text.to_owned(),
         }
     }
 
     /// The plan as JSON: `schema` (1); `paths`, each with `path`, `action` (`take` the image's, `keep` the local,
     /// `merge`, `remove`), `reason` and `kind` (`file`, `directory`, `link`, or null where nothing is); paths that only
-    /// follow the image are counted but not listed; `conflicts`, `skipped`, `refused`, `beside`, `notes`, `counts`.
+    /// follow the image are counted but not listed; `conflicts`, `skipped`, `refused`, `beside`, `aside`, `notes`, `counts`.
     ///
     /// Paths are text where they are printable UTF-8 without a backslash; in others every byte that is not printable
     /// ASCII, and the backslash, is written `\xHH`.
@@ -103,6 +103,7 @@ impl Plan {
             "skipped": self.skipped,
             "refused": self.refused.keys().collect::<Vec<_>>(),
             "beside": beside.collect::<Vec<_>>(),
+            "aside": self.aside.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "notes": self.notes,
             "counts": self.counts(),
         })
