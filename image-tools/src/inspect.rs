@@ -220,7 +220,7 @@ impl Disk {
         let dirs =
             [layout::ENTRIES, layout::ENTRIES_STAGED].map(|name| self.in_boot(&format!("{}/{name}", layout::LOADER)));
         for dir in dirs.iter().filter(|_| loader == Loader::Grub) {
-            let entries: Entries = self.grub.files(dir)?.into_iter().collect();
+            let entries: Entries = self.grub.text_files(dir)?.into_iter().collect();
             let text = entries.get(boot::grub::GENERATED);
             let main = self.grub.read(&self.in_boot(&format!("{}/grub.cfg", layout::GRUB)))?.unwrap_or_default();
             let sourced = format!("{}/{}/{}", layout::LOADER, layout::ENTRIES, boot::grub::GENERATED);

@@ -30,15 +30,20 @@ impl GrubFs {
         Self { disk: disk.to_owned(), device: format!("(loop0,gpt{number})") }
     }
 
-    /// What GRUB's command prints; nothing where there is no such file.
+    /// What GRUB's command prints, as text; nothing where there is no such file.
     fn run(&self, what: &str, path: &str) -> Result<Option<String>> {
+        let printed = self.run_for_bytes(what, path)?;
+        Ok(printed.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    fn run_for_bytes(&self, what: &str, path: &str) -> Result<Option<Vec<u8>>> {
         let path = format!("{}/{}", self.device, path.trim_start_matches('/'));
         let mut command = Command::new("grub-fstest");
         let output = command.env("LC_ALL", "C").arg(&self.disk).args([what, "--", &path]).output();
         let output = output.context("starting grub-fstest: is grub-common installed?")?;
         let said = String::from_utf8_lossy(&output.stderr);
         match output.status.success() {
-            true => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+            true => Ok(Some(output.stdout)),
             false if said.contains("file `") && said.contains("' not found") => Ok(None),
             false => bail!("GRUB cannot read {path}: {}", said.trim()),
         }
@@ -76,6 +81,22 @@ impl GrubFs {
             Ok((name.to_owned(), text))
         };
         files.map(read).collect()
+    }
+
+    /// Those of them that are text (UTF-8): a menu is generated from these.
+    ///
+    /// # Errors
+    ///
+    /// As [`GrubFs::files`].
+    pub fn text_files(&self, dir: &str) -> Result<Vec<(String, String)>> {
+        let mut files = self.files(dir)?;
+        let mut odd = vec![];
+        for (name, _) in files.iter().filter(|(_, text)| text.contains('\u{fffd}')) {
+            let bytes = self.run_for_bytes("cat", &format!("{dir}/{name}"))?.unwrap_or_default();
+            odd.extend(std::str::from_utf8(&bytes).is_err().then(|| name.clone()));
+        }
+        files.retain(|(name, _)| !odd.contains(name));
+        Ok(files)
     }
 
     /// Where the bytes of a file are in the file system.
