@@ -67,14 +67,24 @@ impl UserCfg {
         let mut ours = String::new();
         for piece in pieces(&next.0) {
             match piece {
-                Piece::Ours(text) => push(&mut ours, text),
+                Piece::Ours(text) => {
+                    // An empty line between two, as whoever stages writes them.
+                    let between = if ours.is_empty() || ours.ends_with("\n\n") { "" } else { "\n" };
+                    push(&mut ours, between);
+                    push(&mut ours, text);
+                }
                 Piece::Entry(text) | Piece::Text(text) if !is_there(text) => push(&mut ours, text),
                 _ => {}
             }
         }
         let mut merged = String::new();
-        for piece in pieces(&self.0) {
+        let live = pieces(&self.0);
+        let is_ours =
+            |at: Option<usize>| at.and_then(|at| live.get(at)).is_some_and(|piece| matches!(piece, Piece::Ours(_)));
+        for (at, piece) in live.iter().enumerate() {
             match piece {
+                // What was between two of ours.
+                Piece::Text(text) if text.trim().is_empty() && is_ours(at.checked_sub(1)) && is_ours(Some(at + 1)) => {}
                 // All of them, where the first one stood.
                 Piece::Ours(_) => push(&mut merged, &std::mem::take(&mut ours)),
                 Piece::Entry(text) | Piece::Text(text) => push(&mut merged, text),
@@ -183,8 +193,10 @@ mod tests {
         assert_eq!(merged.deployments(), [id("b"), id("a")]);
         assert!(text.starts_with(password) && text.ends_with(&format!("}}\n{mine}# the end")), "{text}");
         assert_eq!(text.matches(grub::EFI_UUID).count(), 2, "{text}");
-        // Once more changes nothing.
+        // Once more changes nothing, and there is an empty line between the two.
         assert_eq!(merged.with_entries_of(&UserCfg(menu(&["b", "a"]))), merged);
+        assert_eq!(merged.with_entries_of(&merged), merged);
+        assert!(text.contains("}\n\nmenuentry") && !text.contains("\n\n\n"), "{text}");
     }
 
     #[test]
