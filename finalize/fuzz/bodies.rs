@@ -8,7 +8,7 @@ use finalize::{
         Loader,
         bls::Entry,
         grub,
-        loader::{major_version, utf16},
+        loader::{utf16, version},
         order::{Decision, Environment, Item, Settings, Variables},
         user_cfg::UserCfg,
     },
@@ -98,10 +98,10 @@ pub fn loader_conf(input: &[u8]) {
 pub fn variable(input: &[u8]) {
     _ = Loader::from_loader_info(input);
     let text = utf16(input);
-    let version = text.as_deref().and_then(major_version);
-    for at in 0..3 {
+    let version = text.as_deref().and_then(version);
+    for at in 0..4 {
         let value = |n| text.clone().filter(|_| n == at);
-        let variables = Variables { one_shot: value(0), default: value(1), last_booted: value(2) };
+        let variables = Variables { one_shot: value(0), default: value(1), last_booted: value(2), preferred: value(3) };
         let loader_conf = "default @saved".to_owned();
         decide(Loader::SystemdBoot, &Settings { version, variables, loader_conf, ..Settings::default() });
     }

@@ -14,7 +14,7 @@ use crate::{
     layout::MARKER,
     lock::Lock,
     pending::{self, Reminder, Waiting},
-    record::{Ending, NextBoot, Record},
+    record::{Durably, Ending, NextBoot, Record},
     staged::Marker,
     stop::Stop,
 };
@@ -207,7 +207,7 @@ pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
             record.outcome = Ending::Finalized;
         }
         record.next_boot = Some(NextBoot { booted: booted.clone(), at: Timestamp::now() });
-        record.write(&host.sysroot)?;
+        record.write(&host.sysroot, Durably::Name)?;
     }
     Ok(Report { verdict, left })
 }

@@ -49,6 +49,8 @@ enum Command {
     },
     /// Resume an update that a crash has interrupted; run when the unit is started
     Arm(Ambient),
+    /// Plan and make ahead what the next shutdown finalizes, and say what is wrong with it; run when an update is staged
+    Prepare(Ambient),
     /// Say what became of the last finalization; run at boot
     Report(Ambient),
     /// What changed in /etc here, and the merge engine on any three directories
@@ -71,6 +73,7 @@ impl Cli {
             Command::Plan { form, ambient } => return report::plan(&Host::open(&ambient, Access::Read)?, form, out),
             Command::Status { json, ambient } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
             Command::Arm(ambient) => report::arm(&Host::open(&ambient, Access::Write)?, out)?,
+            Command::Prepare(ambient) => report::prepare(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Report(ambient) => report::report(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Etc(command) => return command.run(out),
         }

@@ -2,15 +2,16 @@
 //! this file everything is relative to a directory capability.
 
 pub mod devices;
-pub mod menu;
-pub mod pins;
-pub mod place;
+pub(crate) mod menu;
+pub(crate) mod pins;
+pub(crate) mod place;
 
 use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail};
@@ -113,7 +114,11 @@ pub struct Host {
     pub access: Access,
     /// The id of the running boot (random(4), `boot_id`), where it is known.
     pub boot_id: Option<String>,
+    /// Whether this is a finalization, most often at shutdown: then nothing starts units any more, those of mounts say.
+    is_ending: bool,
     root: Root,
+    /// The ESPs, once they have been looked for: a mount is dear.
+    esps: OnceLock<Vec<Dir>>,
 }
 
 /// The booted image's own /etc, and the mount that it is in.
@@ -138,7 +143,16 @@ impl Host {
         };
         let of_kernel = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
         let boot_id = ambient.boot_id.clone().or_else(of_kernel).map(|id| id.trim().to_owned());
-        Ok(Self { sysroot, booted, ambient: ambient.clone(), access, boot_id, root })
+        Ok(Self {
+            sysroot,
+            booted,
+            ambient: ambient.clone(),
+            access,
+            boot_id,
+            is_ending: false,
+            root,
+            esps: OnceLock::new(),
+        })
     }
 
     /// The same machine, with what a finalization changes writable, privately.
@@ -149,6 +163,8 @@ impl Host {
     pub fn into_writable(mut self) -> Result<Self> {
         self.sysroot = writable(&self.ambient.sysroot)?;
         self.access = Access::Write;
+        self.is_ending = true;
+        self.esps = OnceLock::new();
         Ok(self)
     }
 

@@ -26,6 +26,8 @@ pub const BOOTED: MessageId = MessageId(0x4f239fd0_76984742_88b0d7d5_88580d65);
 pub const NOT_BOOTED: MessageId = MessageId(0xb1680caa_a38f4f0d_8080b991_d8f7a957);
 /// A finalization did not come to its end, or an update is still waiting. The text says whether the next shutdown tries.
 pub const UNFINISHED: MessageId = MessageId(0x5785a151_96684bc3_85fe7dde_52c69a84);
+/// A staged update needs attention before the next shutdown.
+pub const ATTENTION: MessageId = MessageId(0xc3ab435e_699d2619_ede1776f_688ff8bd);
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,22 +57,33 @@ pub fn begin() {
     _ = tracing_subscriber::registry().with(LevelFilter::INFO).with(journal).with(lines).try_init();
 }
 
-/// Tells `text` to the journal by its id, then to whoever reads `out`, and waits until the journal has the message on disk.
+/// Tells `text` to the journal by its id, then to whoever reads `out`.
 ///
-/// Without the wait a process could end before journald looks whose message it was, and `journalctl -u` would not show it,
-/// nor what was written to standard error then (systemd issue 2913).
+/// A process that has ended before journald looks leaves a message without a unit (systemd issue 2913). So the message names
+/// the unit itself, in a field that `journalctl -u` believes of root (`OBJECT_SYSTEMD_UNIT=`, systemd.journal-fields(7)); and
+/// where a person should look, this waits until the journal has all that was said before on disk, standard error too.
 ///
 /// The message is a courtesy: where nobody takes it (a closed pipe, a full disk), what it tells of has happened all the same.
 pub fn tell(out: &mut dyn Write, id: MessageId, weight: Weight, text: &str) {
     if is_connected() {
+        let unit =
+            std::fs::read_to_string("/proc/self/cgroup").ok().as_deref().and_then(unit_of).map(tracing::field::display);
         match weight {
-            Weight::Info => tracing::info!(MESSAGE_ID = %id, "{text}"),
-            Weight::Warning => tracing::warn!(MESSAGE_ID = %id, "{text}"),
+            Weight::Info => tracing::info!(MESSAGE_ID = %id, OBJECT_SYSTEMD_UNIT = unit, "{text}"),
+            Weight::Warning => {
+                tracing::warn!(MESSAGE_ID = %id, OBJECT_SYSTEMD_UNIT = unit, "{text}");
+                // A journal that does not answer has the message all the same.
+                _ = synchronize();
+            }
         }
-        // A journal that does not answer has the message all the same.
-        _ = synchronize();
     }
     say(out, text);
+}
+
+/// The unit of a process, by what /proc/PID/cgroup says of it (cgroups(7)).
+fn unit_of(cgroup: &str) -> Option<String> {
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
+    path.rsplit('/').find(|name| name.ends_with(".service")).map(str::to_owned)
 }
 
 /// Writes a line that nobody need read.
@@ -135,9 +148,17 @@ mod tests {
     }
 
     #[test]
+    fn the_unit_is_the_innermost_service() {
+        let of = |text: &str| unit_of(text);
+        assert_eq!(of("0::/system.slice/a.service\n").as_deref(), Some("a.service"));
+        assert_eq!(of("1:name=systemd:/x.service\n0::/system.slice/a.service/part\n").as_deref(), Some("a.service"));
+        assert_eq!([of("0::/user.slice/session-1.scope\n"), of("")], [None, None]);
+    }
+
+    #[test]
     fn an_id_has_32_digits() {
         assert_eq!(MessageId(0x1f).to_string(), "0000000000000000000000000000001f");
-        let all = [FINALIZED, FAILED, REFUSED, BOOTED, NOT_BOOTED, UNFINISHED].map(|id| id.to_string());
+        let all = [FINALIZED, FAILED, REFUSED, BOOTED, NOT_BOOTED, UNFINISHED, ATTENTION].map(|id| id.to_string());
         assert!(all.iter().all(|id| id.len() == 32 && all.iter().filter(|other| *other == id).count() == 1));
     }
 }

@@ -53,6 +53,12 @@ pub const MARKER_DIR: &str = "composefs";
 pub const MARKER: &str = "composefs/staged-deployment";
 /// *Ours*: the staged deployment that a finalization of this boot has met, below `/run`.
 pub const MET: &str = "composefs/met-deployment";
+/// *Ours*: what was done ahead for the finalization of the staged deployment, below `/run`; root's, and this program's own.
+pub const PREPARED: &str = "composefs/prepared";
+/// *Ours*: what will become of the staged update, for everybody, below `/run`.
+pub const OUTLOOK: &str = "composefs/outlook.json";
+/// *Ours*: what a person who logs in should know of the staged update, below `/run` (pam_motd(8)).
+pub const MOTD: &str = "motd.d/composefs-finalize";
 
 /// The directory of both entry directories, below the file system that holds the entries.
 pub const LOADER: &str = "loader";

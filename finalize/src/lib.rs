@@ -2,48 +2,53 @@
 //!
 //! The whole story is [`finalize`]; everything below it either reads, decides, or writes one thing.
 
-pub mod arm;
+pub(crate) mod arm;
 pub mod boot;
 pub mod cli;
 pub mod cmdline;
 pub mod config;
-pub mod deployment;
+pub(crate) mod counts;
+pub(crate) mod deployment;
 pub mod digest;
 pub mod etc;
 pub mod host;
 pub mod journal;
 pub mod layout;
-pub mod lock;
-pub mod next;
-pub mod outcome;
-pub mod pending;
-pub mod progress;
-pub mod record;
+pub(crate) mod lock;
+pub(crate) mod next;
+pub(crate) mod outcome;
+pub(crate) mod outlook;
+pub(crate) mod pending;
+pub(crate) mod prepare;
+pub(crate) mod progress;
+pub(crate) mod record;
 pub mod staged;
-pub mod status;
+pub(crate) mod status;
 pub mod stop;
 pub mod sys;
-pub mod update;
+pub(crate) mod trees;
+pub(crate) mod update;
 
-use std::os::fd::AsFd;
+use std::{panic::resume_unwind, thread};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::Result;
 use cap_std::fs::Dir;
 
 use crate::{
-    config::Config,
     deployment::Deployment,
     digest::DeploymentId,
-    etc::{Merge, Sources, apply::Links, plan::Plan},
-    host::{Access, Ambient, EtcMount, Host, Pristine},
+    etc::{Merge, apply::Links, plan::Plan},
+    host::{Access, Ambient, Host},
     lock::{Lock, NotLocked},
     next::Next,
     outcome::{Failure, Outcome},
     pending::{Reminder, Waiting},
+    prepare::Prepared,
     progress::Progress,
-    record::{Counts, Ending, Record, Step},
+    record::{Durably, Ending, Record, Step},
     staged::Marker,
     stop::{Limit, Stop},
+    trees::EtcTrees,
     update::Update,
 };
 
@@ -59,7 +64,7 @@ pub fn finalize(ambient: &Ambient, stop: &mut Stop) -> Outcome {
     let mut progress = Progress::begin(booted);
     let host = match Host::open(ambient, Access::Read) {
         Ok(host) => host,
-        Err(error) => return fail(error, &mut progress, Next::Unknown(anyhow!("no physical root")), None),
+        Err(error) => return fail(error, &mut progress, Next::Unknown(anyhow::anyhow!("no physical root")), None),
     };
     let waiting = match Waiting::find(&host) {
         // Somebody may look without leaving a trace.
@@ -73,10 +78,12 @@ pub fn finalize(ambient: &Ambient, stop: &mut Stop) -> Outcome {
     if let Ok(Waiting::Staged(Marker { depl_id: id, .. }) | Waiting::Again(Marker { depl_id: id, .. })) = &waiting {
         progress.record.to = Some(id.clone());
     }
-    let before = Next::find(&host, progress.record.to.as_ref());
     let host = match host.into_writable() {
         Ok(host) => host,
-        Err(error) => return fail(error, &mut progress, before, None),
+        Err(error) => {
+            let looked = Host::open(ambient, Access::Read).map(|host| Next::find(&host, progress.record.to.as_ref()));
+            return fail(error, &mut progress, looked.unwrap_or_else(Next::Unknown), None);
+        }
     };
     match waiting.and_then(|_| locked(&host, stop, &mut progress, &mut next)) {
         Ok(outcome) => outcome,
@@ -95,7 +102,7 @@ fn fail(error: anyhow::Error, progress: &mut Progress, next: Next, sysroot: Opti
     progress.end(Ending::Failed);
     // The record on the disk is that of the run that has the lock.
     let sysroot = sysroot.filter(|_| !matches!(next, Next::Undecided));
-    if let Some(Err(why)) = sysroot.map(|sysroot| progress.record.write(sysroot)) {
+    if let Some(Err(why)) = sysroot.map(|sysroot| progress.record.write(sysroot, Durably::Name)) {
         tracing::warn!("{why:#}");
     }
     Outcome::Failed(Failure { record: Some(Box::new(progress.record.clone())), error })
@@ -132,12 +139,23 @@ fn locked(host: &Host, stop: &mut Stop, progress: &mut Progress, next: &mut Opti
         },
     };
     progress.record.to = Some(id.clone());
-    let update = Update::find(host, &id, config, stop)?;
-    if let Some(other) = update.next().id().filter(|next| **next != id && **next != host.booted.id) {
+    let staged = Deployment::open(&host.sysroot, &id)?;
+    // What was done ahead is used once: from here on it may be changed.
+    let prepared = Prepared::take(host, &id, &config).unwrap_or_default();
+    let trees = EtcTrees::open(host, &staged, &config, &mut progress.record.notes)?;
+    let plan = || trees.as_ref().map(|trees| Merge::plan_after(trees.sources(), &config.policy, prepared.etc, stop));
+    // What needs the boot file system and what needs /etc do not wait for each other.
+    let (update, merge) = thread::scope(|scope| {
+        let merge = scope.spawn(|| plan().transpose());
+        let update = Update::find(host, staged, config.clone(), stop);
+        (update, merge.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    let update = update?.knowing(prepared.boots);
+    if let Some(other) = update.first().id().filter(|next| **next != id && **next != host.booted.id) {
         let note = format!("the boot entries named {} as the next one: the update replaces this choice", other.short());
         progress.record.notes.push(note);
     }
-    let told = run(host, &update, stop, progress);
+    let told = run(&update, merge, stop, progress);
     if told.is_err() || progress.record.outcome == Ending::Refused {
         let found = update.next();
         progress.record.next = found.id().cloned();
@@ -145,18 +163,17 @@ fn locked(host: &Host, stop: &mut Stop, progress: &mut Progress, next: &mut Opti
     }
     told?;
     if progress.record.outcome == Ending::Refused {
-        progress.record.write(&host.sysroot)?;
+        progress.record.write(&host.sysroot, Durably::Name)?;
     }
     Ok(Outcome::Recorded(Box::new(progress.record.clone())))
 }
 
 /// The story, from the first look to the last deletion.
-fn run(host: &Host, update: &Update<'_>, stop: &Stop, progress: &mut Progress) -> Result<()> {
-    let probed = update.probe()?;
+fn run(update: &Update<'_>, planned: Result<Option<Merge<'_>>>, stop: &Stop, progress: &mut Progress) -> Result<()> {
+    let probed = update.probe(stop)?;
 
     progress.step(Step::Merge);
-    let trees = EtcTrees::open(host, &update.staged, &update.config, &mut progress.record.notes)?;
-    let mut merge = trees.as_ref().map(|trees| Merge::plan(trees.sources(), &update.config.policy)).transpose()?;
+    let mut merge = planned?;
     if let Some(merge) = merge.as_mut().filter(|_| update.config.backup_original) {
         merge.links = Links::Copy;
     }
@@ -181,53 +198,13 @@ fn run(host: &Host, update: &Update<'_>, stop: &Stop, progress: &mut Progress) -
 
 /// Writes into `record` what `plan` will do.
 fn take_down(plan: &Plan, record: &mut Record) {
-    let etc::plan::Counts { image, local, converged, merged, conflicts } = plan.counts();
-    record.counts = Counts { image, local, converged, merged, conflicts };
+    record.counts = plan.counts();
     record.conflicts = plan.conflicts().map(|(path, _)| path.to_string()).collect();
     record.notes.extend(plan.notes.iter().cloned());
     record.skipped = plan.skipped.iter().map(ToString::to_string).collect();
     record.metrics.files_processed = plan.steps.len() as u64 + plan.quiet.followed;
-    record.metrics.merge_operations = record.metrics.files_processed - image;
+    record.metrics.merge_operations = record.metrics.files_processed - record.counts.image;
     record.error.extend(plan.refusals());
-}
-
-/// The three trees of a machine.
-#[derive(Debug)]
-struct EtcTrees {
-    pristine: Pristine,
-    current: Dir,
-    new: Dir,
-}
-
-impl EtcTrees {
-    /// The trees to merge; nothing where there is nothing to merge, with a note that says why.
-    fn open(host: &Host, staged: &Deployment, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
-        let current = host.etc()?;
-        match host.etc_mount(&current)? {
-            _ if !config.merge_etc => {
-                notes.push("the configuration says not to merge /etc".to_owned());
-                return Ok(None);
-            }
-            EtcMount::Bind => {}
-            EtcMount::Transient => {
-                notes.push("/etc is transient: local changes vanish, nothing was merged".to_owned());
-                return Ok(None);
-            }
-            EtcMount::Overlay => bail!(
-                "/etc is an overlay (mount = \"overlay\" in [etc] of setup-root-conf.toml), which is not supported: \
-                 set mount = \"bind\" in the image"
-            ),
-        }
-        Ok(Some(Self { pristine: host.pristine()?, current, new: staged.new_etc()? }))
-    }
-
-    fn sources(&self) -> Sources<'_> {
-        Sources {
-            pristine: self.pristine.etc.as_ref().map(AsFd::as_fd),
-            current: self.current.as_fd(),
-            new: self.new.as_fd(),
-        }
-    }
 }
 
 /// What a finalization would do to /etc.

@@ -11,6 +11,7 @@ use finalize::{cli::Cli, journal};
 fn main() -> ExitCode {
     journal::begin();
     finalize::sys::limit::open_files();
+    finalize::sys::limit::threads();
     match Cli::parse().run(&mut journal::Pipe(stdout().lock())) {
         Ok(code) => code,
         Err(error) => {

@@ -1,21 +1,27 @@
-//! What boots next, as the boot entries say, and how a failure says so.
+//! What boots next, and how a failure says so.
 
-use anyhow::{Context, Result};
+use std::slice;
+
+use anyhow::{Context, Result, anyhow};
 
 use crate::{
-    boot::Place,
+    boot::{Place, order::Decision},
     deployment::Deployment,
     digest::DeploymentId,
-    host::{Host, place},
+    host::{Host, menu, place},
     record::Record,
     staged::BootType,
 };
+
+const NONE: &str = "no boot entry names a deployment";
 
 /// What boots next.
 #[derive(Debug)]
 pub enum Next {
     /// This deployment.
     Is(DeploymentId),
+    /// An entry that boots no deployment: somebody's own.
+    Other(String),
     /// It depends on the disk that is started.
     Differs,
     /// The boot entries could not be read, and why.
@@ -25,20 +31,29 @@ pub enum Next {
 }
 
 impl Next {
-    /// By the entries at `places`.
-    pub fn of(places: &[Place]) -> Self {
-        let first = |place: &Place| Ok(place.deployments()?.into_iter().next());
-        match places.iter().map(first).collect::<Result<Vec<_>>>() {
-            Err(error) => Self::Unknown(error),
-            Ok(mut first) => {
-                first.dedup();
-                match first.pop() {
-                    Some(Some(id)) if first.is_empty() => Self::Is(id),
-                    Some(Some(_)) => Self::Differs,
-                    _ => Self::Unknown(anyhow::anyhow!("no boot entry names a deployment")),
-                }
-            }
-        }
+    /// By the boot loader's order and its settings, with the entries of each of `places`.
+    pub fn of(host: &Host, places: &[Place]) -> Self {
+        Self::agreed(places.iter().map(|place| {
+            let decision = menu::decision(host, slice::from_ref(place))?;
+            let next = decision.as_ref().and_then(Decision::next).context(NONE)?;
+            Ok(next.deployment.clone().map_or_else(|| Self::Other(next.name.clone()), Self::Is))
+        }))
+    }
+
+    /// By the order of the entries at `places` alone: what stands first of all deployments, whatever else is pinned.
+    pub fn by_entries(places: &[Place]) -> Self {
+        let first = |place: &Place| place.deployments()?.into_iter().next().context(NONE);
+        Self::agreed(places.iter().map(|place| Ok(Self::Is(first(place)?))))
+    }
+
+    /// The one answer of all places, where there is one.
+    fn agreed(answers: impl Iterator<Item = Result<Self>>) -> Self {
+        let one = answers.reduce(|one, other| match (one?, other?) {
+            (Self::Is(one), Self::Is(other)) if one == other => Ok(Self::Is(one)),
+            (Self::Other(one), Self::Other(other)) if one == other => Ok(Self::Other(one)),
+            _ => Ok(Self::Differs),
+        });
+        one.unwrap_or_else(|| Err(anyhow!(NONE))).unwrap_or_else(Self::Unknown)
     }
 
     /// By the entries of `host`, where those of its deployment `id` are, or else those of the booted one.
@@ -46,7 +61,7 @@ impl Next {
         let boot_type = |id| Deployment::open(&host.sysroot, id).ok().map(|deployment| deployment.origin.boot_type);
         let boot_type = id.and_then(boot_type).or_else(|| boot_type(&host.booted.id)).unwrap_or(BootType::Bls);
         match place::find(host, boot_type).context("looking for the boot entries") {
-            Ok(places) => Self::of(&places),
+            Ok(places) => Self::of(host, &places),
             Err(error) => Self::Unknown(error),
         }
     }
@@ -63,6 +78,7 @@ impl Next {
     pub fn may_be(&self, id: &DeploymentId) -> bool {
         match self {
             Self::Is(next) => next == id,
+            Self::Other(_) => false,
             Self::Differs | Self::Unknown(_) | Self::Undecided => true,
         }
     }
@@ -79,6 +95,7 @@ impl Next {
             }
             Self::Is(next) if *next == record.from => format!("{failed}, the old deployment boots next"),
             Self::Is(next) => format!("{failed}, {} boots next", next.short()),
+            Self::Other(name) => format!("{failed}, {name} boots next, which is no deployment"),
             Self::Differs => format!("{failed}, which deployment boots next depends on the disk that is started"),
             Self::Undecided => format!("{failed}, another finalization is running and decides what boots next"),
             Self::Unknown(_) if !record.step.may_have_exchanged() => format!("{failed}, what boots next is unchanged"),

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    counts::Counts,
     digest::DeploymentId,
     layout::{FINALIZE_STATE, RECORD, SUMMARY, name_of},
     sys,
@@ -80,30 +81,6 @@ impl Step {
     /// Whether a finalization that ended at this step had perhaps changed the boot entries. An unknown step might.
     pub fn may_have_exchanged(&self) -> bool {
         !matches!(self, Self::Probe | Self::Merge | Self::Place)
-    }
-}
-
-/// How many paths of /etc each reason decided.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counts {
-    /// Paths that follow the image.
-    pub image: u64,
-    /// Paths that keep their local state.
-    pub local: u64,
-    /// Paths that both sides changed in the same way.
-    pub converged: u64,
-    /// Account files merged by record.
-    pub merged: u64,
-    /// Conflicts.
-    pub conflicts: u64,
-}
-
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { image, local, converged, merged, conflicts } = self;
-        write!(f, "/etc: {image} from the image, {local} local, {converged} changed alike on both sides, ")?;
-        write!(f, "{merged} merged by record, {conflicts} conflict{}", if *conflicts == 1 { "" } else { "s" })
     }
 }
 
@@ -231,16 +208,17 @@ impl Record {
     /// # Errors
     ///
     /// Those of writing; then the old record is still there.
-    pub fn write(&self, sysroot: &Dir) -> Result<()> {
-        for (file, mode, record) in [(RECORD, 0o600, self), (SUMMARY, 0o644, &self.without_names())] {
-            let text = format!("{:#}\n", serde_json::to_value(record)?);
-            let write = || {
-                sys::file::create_dir_all(sysroot, FINALIZE_STATE)?;
-                replace(&sysroot.open_dir(FINALIZE_STATE)?, name_of(file), mode, text.as_bytes())
-            };
-            write().with_context(|| format!("writing {file}"))?;
-        }
-        Ok(())
+    pub fn write(&self, sysroot: &Dir, durably: Durably) -> Result<()> {
+        let both = [(RECORD, 0o600, self), (SUMMARY, 0o644, &self.without_names())];
+        let texts: Vec<_> = both
+            .map(|(file, mode, record)| Ok((name_of(file), mode, format!("{:#}\n", serde_json::to_value(record)?))))
+            .into_iter()
+            .collect::<Result<_>>()?;
+        let write = || {
+            sys::file::create_dir_all(sysroot, FINALIZE_STATE)?;
+            replace(&sysroot.open_dir(FINALIZE_STATE)?, &texts, durably)
+        };
+        write().with_context(|| format!("writing {RECORD}"))
     }
 
     /// The record for everybody: numbers, times and digests.
@@ -256,22 +234,35 @@ impl Record {
     }
 }
 
-/// Writes `name` in `dir` as a whole, with the permission bits `mode` from the beginning, and makes it durable.
-fn replace(dir: &Dir, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
-    let aside = format!(".{name}.new");
-    let fd = || std::os::fd::AsFd::as_fd(dir);
-    sys::remove::file(dir, &aside)?;
-    let written = sys::node::create(fd(), aside.as_bytes(), mode).and_then(|file| {
-        let file = std::fs::File::from(file);
-        sys::node::write(&file, content)?;
-        sys::sync::fsync(&file)
-    });
-    let replaced = written.and_then(|()| sys::rename::replace(dir, &aside, name));
-    if replaced.is_err() {
-        _ = sys::remove::file(dir, &aside);
+/// How much of a record has to be on the disk before anything else is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durably {
+    /// All of it: nothing comes after.
+    Name,
+    /// The content, before whatever is renamed or removed later: by the order of ext4's journal, on other file systems because
+    /// it is synced.
+    Content,
+}
+
+/// Writes files of these names in `dir`, each as a whole, with these permission bits from the beginning.
+fn replace(dir: &Dir, texts: &[(&str, u32, String)], durably: Durably) -> io::Result<()> {
+    let put = || -> io::Result<()> {
+        let mut in_order = durably == Durably::Content;
+        for (name, mode, text) in texts {
+            let file = sys::file::write_aside(dir, name, *mode, text.as_bytes())?;
+            in_order = in_order && sys::sync::keeps_order(file)?;
+        }
+        if !in_order {
+            sys::sync::root(dir.open(".")?)?;
+        }
+        texts.iter().try_for_each(|(name, ..)| sys::file::put_aside(dir, name))
+    };
+    let done = put();
+    if done.is_err() {
+        texts.iter().for_each(|(name, ..)| sys::file::drop_aside(dir, name));
     }
-    replaced?;
-    sys::sync::fsync(dir.open(".")?)
+    done?;
+    if durably == Durably::Name { sys::sync::fsync(dir.open(".")?) } else { Ok(()) }
 }
 
 impl fmt::Display for Record {
@@ -348,13 +339,6 @@ mod tests {
             json.as_object_mut().unwrap().retain(|key, _| keep.contains(&key.as_str()));
         };
         assert_eq!(record(bare).unwrap(), record(|_| {}).unwrap());
-    }
-
-    #[test]
-    fn counts_have_one_wording() {
-        let counts = Counts { image: 673, local: 11, converged: 4, merged: 4, conflicts: 2 };
-        let want = "/etc: 673 from the image, 11 local, 4 changed alike on both sides, 4 merged by record, 2 conflicts";
-        assert_eq!(counts.to_string(), want);
     }
 
     #[test]

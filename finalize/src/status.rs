@@ -12,6 +12,7 @@ use crate::{
     deployment::Deployment,
     digest::DeploymentId,
     host::{Host, menu, place},
+    outlook::Outlook,
     record::Record,
     staged::BootType,
 };
@@ -59,6 +60,8 @@ pub struct Staged {
     pub locked: bool,
     /// Whether all its parts are there, when it can be seen.
     pub complete: Option<bool>,
+    /// What will become of it, where somebody has looked ahead.
+    pub outlook: Option<Outlook>,
 }
 
 impl Status {
@@ -74,12 +77,17 @@ impl Status {
                 unknown.push(format!("{error:#}"));
             }
         };
+        let mut outlook = None;
+        if let Ok(Some(marker)) = host.marker() {
+            known(Outlook::read(host, &marker.depl_id).map(|found| outlook = found));
+        }
         let (mut staged, mut loader, mut record, mut boot_type) = (None, None, None, None);
         known(host.marker().map(|marker| {
             staged = marker.map(|marker| Staged {
                 complete: completeness(&Deployment::open(&host.sysroot, &marker.depl_id)),
                 id: marker.depl_id,
                 locked: marker.finalization_locked,
+                outlook,
             });
         }));
         known(place::loader(host).map(|found| loader = Some(found)));
@@ -125,7 +133,7 @@ impl fmt::Display for Status {
         writeln!(f, "booted    {} ({sealed})", self.booted.id)?;
         match &self.staged {
             None => writeln!(f, "staged    nothing")?,
-            Some(Staged { id, locked, complete }) => {
+            Some(Staged { id, locked, complete, outlook }) => {
                 let locked = if *locked { ", locked" } else { "" };
                 let complete = match complete {
                     Some(true) => "complete",
@@ -133,6 +141,8 @@ impl fmt::Display for Status {
                     None => "only root sees whether it is complete",
                 };
                 writeln!(f, "staged    {id} ({complete}{locked})")?;
+                let attention = outlook.iter().flat_map(|outlook| &outlook.attention);
+                attention.into_iter().try_for_each(|line| writeln!(f, "attention {line}"))?;
             }
         }
         if let Some(next) = &self.next {

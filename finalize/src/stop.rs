@@ -4,7 +4,7 @@
 //! Stopping is cooperative: writers poll between steps and between files.
 
 use std::{
-    io,
+    io::{self, Read},
     os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
@@ -55,6 +55,12 @@ impl std::fmt::Display for Limit {
     }
 }
 
+impl From<Stopped> for io::Error {
+    fn from(stopped: Stopped) -> Self {
+        Self::other(stopped)
+    }
+}
+
 /// Knows whether to stop.
 #[derive(Debug)]
 pub struct Stop {
@@ -96,6 +102,11 @@ impl Stop {
         self.pause(Duration::ZERO)
     }
 
+    /// The same reader, which fails when it is time to stop: asked before each read.
+    pub fn reading<'a>(&'a self, reader: impl Read + 'a) -> impl Read + 'a {
+        Reading { stop: self, reader }
+    }
+
     /// Tries again, so many times, with pauses between, while what fails may pass: something is busy, or not there yet.
     ///
     /// # Errors
@@ -134,6 +145,18 @@ impl Stop {
     }
 }
 
+struct Reading<'a, R> {
+    stop: &'a Stop,
+    reader: R,
+}
+
+impl<R: Read> Read for Reading<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stop.check()?;
+        self.reader.read(buffer)
+    }
+}
+
 /// An error without a number says that something was not found.
 fn may_pass(error: &anyhow::Error) -> bool {
     let number = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
@@ -159,6 +182,31 @@ mod tests {
             attempts
         };
         assert_eq!([libc::EBUSY, libc::EAGAIN, libc::ENXIO, libc::EIO, libc::EACCES].map(attempts), [2, 2, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_file_is_not_read_to_its_end_when_a_signal_arrives() {
+        struct Blocks(UnixStream, usize);
+        impl Read for Blocks {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.1 += 1;
+                if self.1 == 3 {
+                    io::Write::write_all(&mut self.0, b"x")?;
+                }
+                Ok(if self.1 < 1000 { buffer.len() } else { 0 })
+            }
+        }
+        let (signal, sender) = UnixStream::pair().unwrap();
+        let stop = Stop { signal: Some(signal), ..Stop::never() };
+        let mut blocks = Blocks(sender, 0);
+        let stopped = io::copy(&mut stop.reading(&mut blocks), &mut io::sink()).unwrap_err();
+        let stopped = stopped.into_inner().and_then(|why| why.downcast::<Stopped>().ok());
+        assert_eq!((stopped, blocks.1), (Some(Box::new(Stopped::Signal)), 3));
+        // Without a signal, all of it is read.
+        let (_, sender) = UnixStream::pair().unwrap();
+        let mut blocks = Blocks(sender, 3);
+        io::copy(&mut Stop::never().reading(&mut blocks), &mut io::sink()).unwrap();
+        assert_eq!(blocks.1, 1000);
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! System calls, one operation a file. Everything that changes a disk is here, so that a test can stop the program
 //! before the n-th change (see [`fault`]), and nothing above needs `unsafe`.
 
-pub mod fault;
-pub mod file;
+pub(crate) mod fault;
+pub(crate) mod file;
 pub mod flags;
-pub mod freeze;
+pub(crate) mod freeze;
 pub mod limit;
 pub mod mount;
 pub mod node;
-pub mod remove;
-pub mod rename;
-pub mod space;
-pub mod sync;
-pub mod xattr;
+pub(crate) mod remove;
+pub(crate) mod rename;
+pub(crate) mod space;
+pub mod stamp;
+pub(crate) mod sync;
+pub(crate) mod xattr;

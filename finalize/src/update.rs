@@ -7,18 +7,18 @@ use anyhow::{Context, Error, Result};
 
 use crate::{
     boot::{
-        self, Place,
+        self, Checked, Place, Probed,
+        order::Pinned,
         swap::{Durable, Failed, Staged, Undo},
     },
     config::Config,
     deployment::{Deployment, Placing},
-    digest::DeploymentId,
-    etc::Merge,
+    etc::{Merge, apply::Applied},
     host::{Host, menu, pins, place},
     next::Next,
     pending,
     progress::Progress,
-    record::{Record, Step},
+    record::{Durably, Record, Step},
     staged::Marker,
     stop::Stop,
     sys,
@@ -33,6 +33,8 @@ pub struct Update<'a> {
     /// The deployment.
     pub staged: Deployment,
     places: Vec<Place>,
+    /// Files that will boot, and were checked before.
+    known: Vec<Checked>,
 }
 
 /// What a run has done so far, and can take back.
@@ -43,20 +45,24 @@ struct Done<'a> {
 }
 
 impl<'a> Update<'a> {
-    /// Finds everything that the update of `host` to deployment `id` takes. Writes nothing.
+    /// Finds everything that the update of `host` to the deployment `staged` takes. Writes nothing.
     ///
     /// What may pass, a device that is busy or slow to appear, is looked for again (`[finalize] retry-attempts`).
     ///
     /// # Errors
     ///
-    /// When the deployment is not complete, or a file system with boot entries is not to be had.
-    pub fn find(host: &'a Host, id: &DeploymentId, config: Config, stop: &Stop) -> Result<Self> {
-        let staged = Deployment::open(&host.sysroot, id)?;
+    /// When a file system with boot entries is not to be had.
+    pub fn find(host: &'a Host, staged: Deployment, config: Config, stop: &Stop) -> Result<Self> {
         let places = match config.update_boot {
             true => stop.patiently(config.retry_attempts, || place::find(host, staged.origin.boot_type))?,
             false => vec![],
         };
-        Ok(Self { host, config, staged, places })
+        Ok(Self { host, config, staged, places, known: vec![] })
+    }
+
+    /// The same, with files that need no second check.
+    pub fn knowing(self, known: Vec<Checked>) -> Self {
+        Self { known, ..self }
     }
 
     /// Where the exchange stands at each place, and that what will boot is there and right. Writes nothing.
@@ -64,8 +70,35 @@ impl<'a> Update<'a> {
     /// # Errors
     ///
     /// As [`boot::probe`].
-    pub fn probe(&self) -> Result<Staged> {
-        boot::probe(&self.places, &self.staged.id, self.staged.origin.boot_digest.as_deref())
+    pub fn probe(&self, stop: &Stop) -> Result<Staged> {
+        self.look(stop).map(|probed| probed.staged)
+    }
+
+    fn look(&self, stop: &Stop) -> Result<Probed> {
+        let digest = self.staged.origin.boot_digest.as_deref();
+        boot::probe(&self.places, &boot::Wanted { id: &self.staged.id, digest, stop }, &self.known)
+    }
+
+    /// The same ahead of time: what somebody else has staged is on the disk before it is looked at.
+    ///
+    /// # Errors
+    ///
+    /// As [`boot::probe`], and those of syncfs(2).
+    pub fn probe_ahead(&self, stop: &Stop) -> Result<Vec<Checked>> {
+        for place in &self.places {
+            sys::sync::file_system(place.root().open(".")?).context("syncing the boot file system")?;
+        }
+        Ok(self.look(stop)?.checked)
+    }
+
+    /// What pins another entry than the first one, and stays when the update is finalized.
+    ///
+    /// # Errors
+    ///
+    /// As [`menu::decision`].
+    pub fn pinned(&self) -> Result<Option<Pinned>> {
+        let pinned = menu::decision(self.host, &self.places)?.and_then(|decision| decision.pinned);
+        Ok(pinned.filter(|pinned| !pinned.names_ours && !self.config.unpin))
     }
 
     /// From the first write until the new deployment is what boots, whatever happens. After an error what this run has
@@ -84,7 +117,7 @@ impl<'a> Update<'a> {
         let untouched = staged.is_untouched();
         let mut done = Done::default();
         let written = self
-            .write_etc(merge, &mut done.placing, (stop, progress))
+            .write_etc(merge, &mut done.placing, stop, progress)
             .and_then(|()| {
                 stop.check()?;
                 progress.step(Step::Exchange);
@@ -110,20 +143,35 @@ impl<'a> Update<'a> {
         &'b self,
         merge: Option<&Merge<'_>>,
         placing: &mut Option<Placing<'b>>,
-        (stop, progress): (&Stop, &mut Progress),
+        stop: &Stop,
+        progress: &mut Progress,
     ) -> Result<()> {
         pending::remember(self.host, &Marker { depl_id: self.staged.id.clone(), finalization_locked: false })?;
         let Some(merge) = merge else { return Ok(()) };
-        let placing = placing.insert(self.staged.begin_merge()?);
-        let (merging, conflicts) = Deployment::MERGE;
-        sys::space::check(&self.staged.state, merge.plan.bytes()).context("looking for room for etc.merging")?;
-        let applied = merge.write(&self.staged.state, merging, conflicts, stop).context("building etc.merging")?;
+        let placing = placing.insert(self.staged.begin_merge(true)?);
+        let applied = self.build(merge, stop, &mut progress.record)?;
         progress.record.bytes_copied = applied.bytes_copied;
         progress.record.notes.extend(applied.said());
         stop.check()?;
         progress.step(Step::Place);
-        sys::sync::file_system(self.staged.state.open(".")?).context("syncing the merged /etc")?;
         placing.put(self.host.boot_id.as_deref())
+    }
+
+    /// Builds `etc.merging`: corrects the one that was made ahead, where there is one and that can be done, or makes a new one.
+    fn build(&self, merge: &Merge<'_>, stop: &Stop, record: &mut Record) -> Result<Applied> {
+        let state = &self.staged.state;
+        let (merging, conflicts) = Deployment::MERGE;
+        match merge.correct(state, merging, stop) {
+            Ok(Some(applied)) => return Ok(applied),
+            Ok(None) => {}
+            Err(error) => {
+                stop.check()?;
+                record.notes.push(format!("what was merged ahead could not be used: {error:#}"));
+            }
+        }
+        self.staged.remove_rubbish().context("removing an earlier etc.merging")?;
+        sys::space::check(state, merge.plan.bytes()).context("looking for room for etc.merging")?;
+        merge.write(state, merging, conflicts, stop).context("building etc.merging")
     }
 
     /// Removes what is no longer needed, and writes the record.
@@ -134,7 +182,7 @@ impl<'a> Update<'a> {
     pub fn clean_up(&self, durable: Durable, progress: &mut Progress) -> Result<()> {
         let sysroot = &self.host.sysroot;
         progress.record.keep_original = self.config.backup_original;
-        progress.record.write(sysroot)?;
+        progress.record.write(sysroot, Durably::Content)?;
         match self.config.update_boot {
             true => pending::done(self.host)?,
             // Whoever changes the entries may want the marker.
@@ -144,36 +192,42 @@ impl<'a> Update<'a> {
         self.look_at_pins(&mut progress.record);
         self.staged.remove_rubbish().context("removing what the merge has left")?;
         progress.step(Step::Done);
-        progress.stamp().write(sysroot)
+        progress.stamp().write(sysroot, Durably::Content)
     }
 
     /// Lets a pin follow to the new deployment, and writes down what starts next where something pins another one.
     fn look_at_pins(&self, record: &mut Record) {
-        let unknown =
-            |error: anyhow::Error| format!("whether something pins another boot entry is not known: {error:#}");
-        match menu::decision(self.host, &self.places) {
-            Ok(Some(decision)) => match pins::follow(self.host, &decision, &self.staged.id, self.config.unpin) {
-                Ok(followed) => record.notes.extend(followed),
-                Err(error) => record.notes.push(format!("{error:#}")),
-            },
-            Ok(None) => return,
-            Err(error) => return record.notes.push(unknown(error)),
+        if let Err(error) = self.follow_pins(record) {
+            record.notes.push(format!("whether something pins another boot entry is not known: {error:#}"));
         }
-        match menu::decision(self.host, &self.places) {
-            Ok(Some(decision)) => {
-                if let Some(why) = decision.why_not(&self.staged.id) {
-                    record.next = decision.deployment().cloned();
-                    record.notes.push(why);
-                }
-            }
+    }
+
+    fn follow_pins(&self, record: &mut Record) -> Result<()> {
+        let Some(mut decision) = menu::decision(self.host, &self.places)? else { return Ok(()) };
+        match pins::follow(self.host, &decision, &self.staged.id, self.config.unpin) {
             Ok(None) => {}
-            Err(error) => record.notes.push(unknown(error)),
+            Ok(Some(followed)) => {
+                record.notes.push(followed);
+                let Some(after) = menu::decision(self.host, &self.places)? else { return Ok(()) };
+                decision = after;
+            }
+            Err(error) => record.notes.push(format!("{error:#}")),
         }
+        if let Some(why) = decision.why_not(&self.staged.id) {
+            record.next = decision.deployment().cloned();
+            record.notes.push(why);
+        }
+        Ok(())
     }
 
     /// What boots next.
     pub fn next(&self) -> Next {
-        Next::of(&self.places)
+        Next::of(self.host, &self.places)
+    }
+
+    /// What would boot next if nothing pinned another entry.
+    pub fn first(&self) -> Next {
+        Next::by_entries(&self.places)
     }
 }
 
@@ -188,7 +242,7 @@ impl Done<'_> {
     /// exchanged some of them, or another program has in the meantime, the merged /etc stays.
     fn take_back(self, untouched: bool, update: &Update<'_>) -> Result<()> {
         self.undo.map_or(Ok(()), Undo::take_back)?;
-        let boots = !update.places.is_empty() && update.next().may_be(&update.staged.id);
+        let boots = !update.places.is_empty() && update.first().may_be(&update.staged.id);
         match self.placing {
             Some(placing) if untouched && !boots => placing.take_back(),
             _ => Ok(()),

@@ -68,6 +68,7 @@ impl Entries {
         let list: Vec<_> = self.files().filter(|(name, _)| is_entry(name)).filter_map(parse).filter(bootable).collect();
         let mut list: Vec<_> =
             list.into_iter().map(|(name, entry)| (Item::of_entry(name, &entry), name, entry)).collect();
+        list.retain(|(item, ..)| item.is_shown(loader, None));
         list.sort_by(|one, other| order::compare(loader, &one.0, &other.0));
         list.into_iter().map(|(_, name, entry)| (name, entry)).collect()
     }

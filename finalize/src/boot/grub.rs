@@ -3,7 +3,7 @@
 //!
 //! What is generated holds what the entries hold, in GRUB's order: the first menuentry is what boots.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{Loader, bls::Entry, entries::Entries, order};
 use crate::{cmdline, digest::DeploymentId, layout};
@@ -13,6 +13,20 @@ pub const GENERATED: &str = "grub.cfg";
 
 /// The file that names the ESP, beside the main grub.cfg.
 pub const EFI_UUID: &str = "efiuuid.cfg";
+
+/// The directories below EFI on the ESP in which this build of GRUB looks for its grub.cfg: its prefix (`-p` of
+/// grub-mkimage(1)), which stands in the file as text and is that of the distribution which has built it, whatever one that is
+/// derived from that calls itself.
+pub fn homes(program: &[u8]) -> BTreeSet<String> {
+    const BEFORE: &[u8] = b"/EFI/";
+    let places = program.windows(BEFORE.len()).enumerate().filter(|(_, bytes)| *bytes == BEFORE);
+    let named = places.filter_map(|(at, _)| {
+        let name = program[at + BEFORE.len()..].split(|byte| *byte == 0).next()?;
+        let is_name = !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte));
+        is_name.then(|| String::from_utf8_lossy(name).into_owned())
+    });
+    named.collect()
+}
 
 /// The menuentries of all Type #1 entries, somebody else's too, in GRUB's order. An entry that boots nothing is left out.
 /// The keys that GRUB's own reader of entries honours (`blscfg`, "GRUB-specific keys") are honoured: `grub_users`,

@@ -39,10 +39,16 @@ impl Loader {
     }
 }
 
-/// The major version in `LoaderInfo`: 257 of `systemd-boot 257.9-1`.
-pub fn major_version(info: &str) -> Option<u32> {
+/// A major and a minor version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32, pub u32);
+
+/// The version in `LoaderInfo`: 257 and 9 of `systemd-boot 257.9-1`.
+pub fn version(info: &str) -> Option<Version> {
     let version = info.split_ascii_whitespace().nth(1)?;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    let number = |text: &str| text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+    let minor = version.split_once('.').and_then(|(_, minor)| number(minor));
+    Some(Version(number(version)?, minor.unwrap_or(0)))
 }
 
 /// The text of an EFI variable as efivarfs shows it.
@@ -100,8 +106,9 @@ mod tests {
 
     #[test]
     fn the_version_is_the_first_number() {
-        assert_eq!(major_version("systemd-boot 257.9-1~deb13u1"), Some(257));
-        assert_eq!(major_version("systemd-boot v258"), None);
-        assert_eq!(major_version("systemd-boot"), None);
+        assert_eq!(version("systemd-boot 257.9-1~deb13u1"), Some(Version(257, 9)));
+        assert_eq!(version("systemd-boot 262-1"), Some(Version(262, 0)));
+        assert_eq!(version("systemd-boot v258"), None);
+        assert_eq!(version("systemd-boot"), None);
     }
 }

@@ -5,6 +5,7 @@
 //! here: the caller hands over entries and settings as values.
 
 mod counter;
+mod file_name;
 mod grub;
 mod item;
 mod pin;
@@ -23,14 +24,14 @@ pub use self::{
     titles::titles,
     version::compare_versions,
 };
-use super::loader::Loader;
+use super::loader::{Loader, Version};
 use crate::digest::DeploymentId;
 
 /// Everything beside the entries that takes part in the choice. What a boot loader does not read is not looked at.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// systemd-boot's major version, where the firmware's variables tell it.
-    pub version: Option<u32>,
+    /// systemd-boot's version, where the firmware's variables tell it; else it is taken for a new one.
+    pub version: Option<Version>,
     /// `loader/loader.conf` of the ESP.
     pub loader_conf: String,
     /// The EFI variables of the Boot Loader Interface.
@@ -130,7 +131,7 @@ impl Decision {
 /// Which of two lines `loader` shows first. With GRUB and GrubCC: the file names, descending; neither looks inside.
 pub fn compare(loader: Loader, one: &Item, other: &Item) -> Ordering {
     match loader {
-        Loader::Grub | Loader::GrubCc => compare_versions(other.stem(), one.stem()),
+        Loader::Grub | Loader::GrubCc => file_name::compare(&other.name, &one.name),
         Loader::SystemdBoot => systemd_boot::compare(one, other),
     }
 }

@@ -12,7 +12,7 @@ use object::read::{Object, ObjectSection, ReadCache, pe::PeFile64};
 use sha2::{Digest, Sha256};
 
 use super::{Loader, order::compare_versions};
-use crate::{cmdline::Target, digest::DeploymentId, layout::EFI_LINUX};
+use crate::{cmdline::Target, digest::DeploymentId, layout::EFI_LINUX, stop::Stop};
 
 /// A command line is shorter.
 const LIMIT: u64 = 1 << 16;
@@ -35,13 +35,14 @@ fn text(mut file: File, name: &str) -> Option<String> {
     Some(String::from_utf8(text).ok()?.trim_end_matches(['\0', '\n']).to_owned())
 }
 
-/// SHA-256 over the sections `.linux` and `.initrd` of a UKI, in hex; nothing where it has them not.
-pub fn digest(mut file: File) -> Option<String> {
+/// SHA-256 over the sections `.linux` and `.initrd` of a UKI, in hex; nothing where it has them not, or where it is time to
+/// stop.
+pub fn digest(mut file: File, stop: &Stop) -> Option<String> {
     let mut hash = Sha256::new();
     for name in [".linux", ".initrd"] {
         let (at, length) = section(&file, name)?;
         file.seek(SeekFrom::Start(at)).ok()?;
-        io::copy(&mut file.by_ref().take(length), &mut hash).ok()?;
+        io::copy(&mut stop.reading(file.by_ref().take(length)), &mut hash).ok()?;
     }
     Some(hex::encode(hash.finalize()))
 }

@@ -160,12 +160,12 @@ impl Etc {
             tracing::warn!("{warning}");
         }
         let sources = Sources { pristine: Some(pristine.as_fd()), current: current.as_fd(), new: new.as_fd() };
-        let merge = Merge::plan(sources, &config.policy)?;
+        let stop = Stop::at_signal().context("listening for signals")?;
+        let merge = Merge::plan_in_time(sources, &config.policy, &stop)?;
         match self {
             Self::Plan { form, .. } => form.print(&merge, serde_json::Value::Null, out),
             Self::Merge { output, conflicts, json, .. } => {
                 if merge.plan.refused.is_empty() {
-                    let stop = Stop::at_signal().context("listening for signals")?;
                     write_merged(&merge, &output, conflicts, &stop)?;
                 }
                 Form { json, ..Form::default() }.print(&merge, serde_json::Value::Null, out)

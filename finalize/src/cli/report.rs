@@ -10,9 +10,9 @@ use crate::{
     arm::{self, Report, Verdict},
     finalize,
     host::{Ambient, Host},
-    journal::{BOOTED, FAILED, FINALIZED, MessageId, NOT_BOOTED, REFUSED, UNFINISHED, Weight, say, tell},
+    journal::{ATTENTION, BOOTED, FAILED, FINALIZED, MessageId, NOT_BOOTED, REFUSED, UNFINISHED, Weight, say, tell},
     outcome::Outcome,
-    preview,
+    prepare, preview,
     record::{Ending, Step},
     staged::Marker,
     status::Status,
@@ -21,6 +21,9 @@ use crate::{
 
 /// What `arm` and `report` take at most, in seconds: a boot waits for them.
 const BOOT: u64 = 60;
+
+/// What `prepare` takes at most, in seconds: nobody waits for it, but it holds the lock.
+const AHEAD: u64 = 600;
 
 /// Finalizes, and says how it ended. The journal is told in every form; neither outcome nor exit code depend on `out`.
 ///
@@ -92,6 +95,27 @@ pub fn arm(host: &Host, out: &mut dyn Write) -> Result<()> {
         tell(out, UNFINISHED, Weight::Warning, &armed.to_string());
     } else {
         say(out, &armed.to_string());
+    }
+    Ok(())
+}
+
+/// Writes down that an update is staged, does ahead what can be done, and says what is wrong with the update.
+///
+/// # Errors
+///
+/// Those of [`arm::arm`] and [`prepare::prepare`].
+pub fn prepare(host: &Host, out: &mut dyn Write) -> Result<()> {
+    arm(host, out)?;
+    let mut stop = Stop::at_signal().context("listening for signals")?;
+    stop.set_deadline(Limit::Fixed(AHEAD));
+    let outlook = match host.marker()? {
+        Some(marker) => prepare::prepare(host, &marker, &stop).context("preparing the finalization")?,
+        None => return prepare::forget(host, &stop),
+    };
+    match outlook {
+        Some(outlook) if outlook.attention.is_empty() => say(out, outlook.to_string().trim_end()),
+        Some(outlook) => tell(out, ATTENTION, Weight::Warning, outlook.to_string().trim_end()),
+        None => {}
     }
     Ok(())
 }

@@ -97,23 +97,26 @@ impl Deployment {
     }
 
     /// Makes the names in the state directory ready for a new merge: what an earlier run could not finish is finished,
-    /// and rubbish is removed. The names under which the merge is to be built are those of [`Deployment::MERGE`].
+    /// and rubbish is removed, unless a merge under way is to be `kept`. The names under which the merge is to be built are
+    /// those of [`Deployment::MERGE`].
     ///
     /// # Errors
     ///
     /// Those of renameat2(2), fsync(2) and unlinkat(2).
-    pub fn begin_merge(&self) -> Result<Placing<'_>> {
+    pub fn begin_merge(&self, kept: bool) -> Result<Placing<'_>> {
         let begin = || {
             if original_is_aside(&self.state)? {
                 sys::rename::move_to(&self.state, ETC_MERGING, ETC_ORIG)?;
                 self.sync()?;
             }
             // What it says of an /etc that is long in place is no longer true of the next one.
-            if State::of(&self.state)? != State::Merged {
+            if State::of(&self.state)? != State::Merged && self.state.try_exists(ETC_PLACED)? {
                 sys::remove::file(&self.state, ETC_PLACED)?;
                 self.sync()?;
             }
-            self.remove_rubbish()?;
+            if !kept {
+                self.remove_rubbish()?;
+            }
             State::of(&self.state)
         };
         let before = begin().with_context(|| format!("preparing {}", layout::deployment(&self.id)))?;
@@ -187,12 +190,12 @@ impl Deployment {
 }
 
 impl Placing<'_> {
-    /// Puts the merge, which must be on the disk, in the place of `etc`, durably. At no moment is there no `etc` where
-    /// there was one. `boot` is the id of the running boot, where it is known.
+    /// Makes the merge durable, and puts it in the place of `etc`, durably. At no moment is there no `etc` where there was
+    /// one. `boot` is the id of the running boot, where it is known.
     ///
     /// # Errors
     ///
-    /// Those of renameat2(2), write(2) and fsync(2). What was there is still there.
+    /// Those of renameat2(2), write(2), syncfs(2) and fsync(2). What was there is still there.
     pub fn put(&mut self, boot: Option<&str>) -> Result<()> {
         let mut put = || -> io::Result<()> {
             let deployment = self.deployment;
@@ -200,11 +203,18 @@ impl Placing<'_> {
             let unbooted = boot.is_some() && boot == placed_in(state)?.as_deref();
             let merged = state.symlink_metadata(ETC_MERGING)?.ino();
             let over_booted = self.before == State::Merged && !unbooted;
+            let text = format!("{merged} {}\n", boot.unwrap_or("unknown"));
             if over_booted {
+                sys::sync::root(state.open(".")?)?;
                 deployment.put_over_booted()?;
             }
-            let text = format!("{merged} {}\n", boot.unwrap_or("unknown"));
-            sys::file::write_atomic(state, ETC_PLACED, text.as_bytes())?;
+            sys::file::write_aside(state, ETC_PLACED, 0o644, text.as_bytes())?;
+            // The merge, and what will be told of it. As long as `etc` is another directory, the file says nothing of it.
+            sys::sync::root(state.open(".")?)?;
+            sys::file::put_aside(state, ETC_PLACED)?;
+            if self.before == State::Merged {
+                deployment.sync()?;
+            }
             self.put_conflicts(unbooted)?;
             match self.before {
                 State::Image => {

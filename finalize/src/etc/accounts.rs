@@ -11,7 +11,10 @@ mod numbers;
 mod references;
 mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use self::{
     numbers::Trouble,
@@ -99,13 +102,31 @@ pub struct Merged {
     pub moved: Vec<Moved>,
 }
 
-/// User and group numbers that local nodes of /etc have, each with one of these nodes.
+/// User and group numbers that local nodes of /etc refer to, each with one of these nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Owners {
     /// Users.
-    pub uids: BTreeMap<u32, RelPath>,
+    pub uids: BTreeMap<u32, Reference>,
     /// Groups.
-    pub gids: BTreeMap<u32, RelPath>,
+    pub gids: BTreeMap<u32, Reference>,
+}
+
+/// How a node of /etc refers to a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reference {
+    /// It is the node's owner or group.
+    Owner(RelPath),
+    /// An access list of the node names it.
+    AccessList(RelPath),
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owner(path) => write!(f, "/etc/{path} belongs to it"),
+            Self::AccessList(path) => write!(f, "an access list of /etc/{path} names it"),
+        }
+    }
 }
 
 /// Merges the files that both sides changed. `files` holds all that parse; `decided` says what the merged tree has for
@@ -213,14 +234,10 @@ fn merge_record(file: File, [p, c, n]: [&Record; 3], notes: &mut Vec<String>) ->
 
 /// What either side added, without what either side removed; the image's order first.
 fn merge_list(p: &[u8], c: &[u8], n: &[u8]) -> Vec<u8> {
-    let list = |bytes: &[u8]| -> Vec<Vec<u8>> {
-        bytes.split(|b| *b == b',').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
-    };
-    let [p, c, n] = [p, c, n].map(list);
-    let added = c.iter().filter(|name| !n.contains(name));
-    let all = n.iter().chain(added);
-    let removed = |name: &Vec<u8>| p.contains(name) && !(c.contains(name) && n.contains(name));
-    all.filter(|name| !removed(name)).cloned().collect::<Vec<_>>().join(&b',')
+    let [was, here, there] = [p, c, n].map(|list| names_in(list).collect::<BTreeSet<_>>());
+    let added = names_in(c).filter(|name| !there.contains(name));
+    let removed = |name: &&[u8]| was.contains(name) && !(here.contains(name) && there.contains(name));
+    names_in(n).chain(added).filter(|name| !removed(name)).collect::<Vec<_>>().join(&b',')
 }
 
 fn names_in(list: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -3,6 +3,7 @@
 //! Directories first, top down; then what is in them, a thread a directory; their owners, modes and times last, bottom
 //! up. No two threads write in one directory, which the kernel would not let them do at once anyway.
 
+mod correct;
 mod flags;
 mod writer;
 
@@ -23,6 +24,8 @@ use crate::{
     sys::{self, flags::Flags},
 };
 
+pub use correct::{Changes, Made, correct};
+
 type Failed = (RelPath, io::Error);
 
 /// What was written.
@@ -30,6 +33,8 @@ type Failed = (RelPath, io::Error);
 pub struct Applied {
     /// Bytes of local files.
     pub bytes_copied: u64,
+    /// Nodes of the new tree that are copies, for they could not be links.
+    pub unshared: u64,
     /// Files that kept changing while they were copied, that vanished, or that became something else.
     pub moved: Vec<RelPath>,
     /// The flags of local nodes, which their copies have too.
@@ -42,6 +47,7 @@ impl Applied {
     /// Both.
     pub fn and(mut self, more: Self) -> Self {
         self.bytes_copied += more.bytes_copied;
+        self.unshared += more.unshared;
         self.moved.extend(more.moved);
         self.flags.extend(more.flags);
         self.notes.extend(more.notes);
@@ -105,7 +111,7 @@ struct Leaves<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn of(plan: &'a Plan, new: &'a Tree) -> Self {
+    fn of(plan: &'a Plan, current: &Tree, new: &Tree) -> Self {
         let mut work = Self::default();
         for (path, step) in &plan.steps {
             match &step.node {
@@ -113,7 +119,7 @@ impl<'a> Work<'a> {
                 Some(node) if node.is_dir() => {
                     let depth = path.components().count() - 1;
                     work.levels.resize_with(work.levels.len().max(depth + 1), Vec::new);
-                    work.levels[depth].push((path, labelled(node, new.nodes.get(path))));
+                    work.levels[depth].push((path, labelled(node, new.nodes.get(path), current.nodes.get(path))));
                 }
                 Some(Node { kind: Kind::File { shared: true, .. }, .. }) if step.take == Take::Current => {
                     work.shared.push((path, step));
@@ -128,9 +134,9 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The node with the label that the new tree has there, if it has one.
-fn labelled(node: &Node, new: Option<&Node>) -> Node {
-    let label = new.and_then(|new| new.label.clone()).or_else(|| node.label.clone());
+/// The node with the label that the new tree has there; where that is not known, with the local one.
+fn labelled(node: &Node, new: Option<&Node>, current: Option<&Node>) -> Node {
+    let label = [new, Some(node), current].into_iter().flatten().find_map(|node| node.label.clone());
     Node { label, ..node.clone() }
 }
 
@@ -142,7 +148,7 @@ fn labelled(node: &Node, new: Option<&Node>) -> Node {
 /// `output` is to be removed.
 pub fn apply(plan: &Plan, trees: &Trees, roots: Roots<'_>) -> Result<Applied, Failed> {
     let (current, new) = (&trees.current, &trees.new);
-    let work = Work::of(plan, new);
+    let work = Work::of(plan, current, new);
     let step = |writer: &mut Writer<'_>, path: &RelPath, step: &Step| {
         writer.step(path, step, new.nodes.get(path)).map_err(|error| (path.clone(), error))
     };
@@ -164,7 +170,7 @@ pub fn apply(plan: &Plan, trees: &Trees, roots: Roots<'_>) -> Result<Applied, Fa
         each_dir(level, roots, finish)?;
     }
     if let Some(root) = &plan.root {
-        let root = labelled(root, new.root.as_ref());
+        let root = labelled(root, new.root.as_ref(), current.root.as_ref());
         finish(roots.output, b".", &root).map_err(|error| (RelPath::default(), error))?;
     }
     let mut done = done.and(writer.done);

@@ -12,7 +12,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::sys;
+use crate::{stop::Stop, sys};
 
 use super::{
     Sources,
@@ -36,20 +36,23 @@ pub struct Files<'a> {
     current: Walker<'a>,
     new: Walker<'a>,
     buffers: Box<Buffers>,
+    stop: &'a Stop,
 }
 
 impl<'a> Files<'a> {
-    /// The files below the three roots.
-    pub fn new(sources: &Sources<'a>) -> Self {
+    /// The files below the three roots; `stop` is asked before each file, and between the blocks of a large one.
+    pub fn new(sources: &Sources<'a>, stop: &'a Stop) -> Self {
         Self {
             pristine: sources.pristine.map(Walker::new),
             current: Walker::new(sources.current),
             new: Walker::new(sources.new),
             buffers: Box::new([[0; 1 << 16]; 2]),
+            stop,
         }
     }
 
     fn open(&mut self, side: Side, path: &RelPath) -> io::Result<Option<File>> {
+        self.stop.check()?;
         let walker = match side {
             Side::Pristine => match &mut self.pristine {
                 Some(walker) => walker,
@@ -69,13 +72,18 @@ impl<'a> Files<'a> {
     }
 
     /// Opens every local file that `plan` copies, so that one which must not be read is known before the first write. A
-    /// file that vanished meanwhile is none of them.
+    /// file that vanished meanwhile is none of them, nor is one of which that `is_known`.
     ///
     /// # Errors
     ///
     /// The path and the error of the first that cannot be opened.
-    pub fn check_readable(&mut self, plan: &Plan, current: &Tree) -> Result<(), (RelPath, io::Error)> {
-        for path in plan.copied(current) {
+    pub fn check_readable(
+        &mut self,
+        plan: &Plan,
+        current: &Tree,
+        is_known: impl Fn(&RelPath) -> bool,
+    ) -> Result<(), (RelPath, io::Error)> {
+        for path in plan.copied(current).filter(|path| !is_known(path)) {
             self.open(Side::Current, path).map_err(|error| (path.clone(), error))?;
         }
         Ok(())
@@ -88,11 +96,15 @@ impl SameBytes for Files<'_> {
             return Ok(false);
         };
         let (size, other_size) = (one.metadata()?.len(), other.metadata()?.len());
+        let mut one = self.stop.reading(&mut one);
         Ok(size == other_size && same(&mut one, &mut other, size, &mut self.buffers)?)
     }
 
     fn read(&mut self, side: Side, path: &RelPath) -> io::Result<Option<Vec<u8>>> {
-        let Some(file) = self.open(side, path)? else { return Ok(None) };
+        let Some(file) = self.open(side, path)?.filter(|file| file.metadata().is_ok_and(|found| found.is_file()))
+        else {
+            return Ok(None);
+        };
         let mut bytes = Vec::new();
         file.take(LIMIT).read_to_end(&mut bytes)?;
         Ok(Some(bytes).filter(|bytes| bytes.len() < LIMIT as usize))
@@ -139,7 +151,7 @@ fn open_plain(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<(File, Stam
 }
 
 /// Whether two files of `size` bytes have the same ones. Small files are most files: one read each.
-fn same(one: &mut File, other: &mut File, size: u64, [a, b]: &mut Buffers) -> io::Result<bool> {
+fn same(one: &mut impl Read, other: &mut impl Read, size: u64, [a, b]: &mut Buffers) -> io::Result<bool> {
     let mut left = size;
     while left > 0 {
         let part = left.min(a.len() as u64) as usize;
@@ -153,7 +165,7 @@ fn same(one: &mut File, other: &mut File, size: u64, [a, b]: &mut Buffers) -> io
 }
 
 /// Reads until the buffer is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read(&mut buffer[filled..]) {

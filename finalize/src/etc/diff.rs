@@ -12,6 +12,7 @@ use super::{
     tree::{Kind, Node, RelPath},
     view::View,
 };
+use crate::stop::Stop;
 
 /// What differs between two versions of a file.
 #[derive(Debug, Serialize)]
@@ -34,7 +35,8 @@ pub struct Diff {
 ///
 /// Those of reading.
 pub fn all(view: &View<'_>) -> Result<Vec<Diff>> {
-    let mut files = bytes::Files::new(&view.merge.sources);
+    let never = Stop::never();
+    let mut files = bytes::Files::new(&view.merge.sources, &never);
     let mut all = vec![];
     for (path, row) in &view.rows {
         let is_other = |node: &Node| !matches!(node.kind, Kind::File { .. });

@@ -5,7 +5,10 @@
 //! listed again. A file that is written in place after it was compared is not found: only reading all of /etc again
 //! could, and something could write after that.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use rustix::{
     fs::{Mode, openat},
@@ -14,10 +17,10 @@ use rustix::{
 
 use super::{
     Sources, bytes,
-    names::{Listing, Names, zip},
+    names::{Listing, Names},
     plan::{Plan, Trees},
     scan::{DIR, Found, Walker, node},
-    tree::{Node, RelPath},
+    tree::{Kind, Node, RelPath},
 };
 
 /// A line for each change that the merged tree lacks.
@@ -26,7 +29,7 @@ pub fn missed(sources: &Sources<'_>, trees: &Trees, plan: &Plan) -> Vec<String> 
     let dirs = trees.current.nodes.iter().filter(|(_, node)| node.is_dir());
     let root = RelPath::default();
     for (path, node) in trees.current.root.iter().map(|node| (&root, node)).chain(dirs) {
-        if plan.skipped.iter().any(|top| path == top || path.is_below(top)) {
+        if plan.is_skipped(path) {
             continue;
         }
         match look.dir(path, node) {
@@ -60,7 +63,7 @@ impl Look<'_> {
         }
         // A descriptor of its own: a directory is listed from where it was last read to.
         let own = openat(dir, c".", DIR, Mode::empty())?;
-        let names = [Listing::default(), Listing::read(&own)?, Listing::default()];
+        let names = Listing::read(&own)?;
         let mut pristine = self.sources.pristine.map(Walker::new);
         let pristine = pristine.as_mut().and_then(|walker| walker.dir(path).ok());
         let above = Some(path).filter(|path| !path.as_bytes().is_empty());
@@ -72,10 +75,10 @@ impl Look<'_> {
                 self.said.push(format!("/etc/{child} was removed after /etc was read: the image's is still there"));
             }
         }
-        for (name, _) in zip(&names) {
+        for name in names.names() {
             let child = RelPath::child(above, name);
-            let tree = &self.trees.current;
-            if tree.nodes.contains_key(&child) || self.is_skipped(&child) {
+            // The plan knows what was found and is not carried.
+            if self.trees.current.nodes.contains_key(&child) || self.plan.is_skipped(&child) {
                 continue;
             }
             let is_quiet = match pristine {
@@ -88,23 +91,15 @@ impl Look<'_> {
         }
         Ok(())
     }
-
-    fn is_skipped(&self, path: &RelPath) -> bool {
-        self.trees.current.skipped.binary_search(path).is_ok() || self.plan.skipped.binary_search(path).is_ok()
-    }
 }
 
 /// Whether the booted image has the very same leaf.
-fn is_same(
-    pristine: std::os::fd::BorrowedFd<'_>,
-    current: std::os::fd::BorrowedFd<'_>,
-    name: &[u8],
-) -> io::Result<bool> {
+fn is_same(pristine: BorrowedFd<'_>, current: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool> {
     match (node(pristine, name)?, node(current, name)?) {
         // Gone again: a removal that came too late is none of a local file.
         (_, Found::Vanished) => Ok(true),
         (Found::Node(one), Found::Node(other)) => Ok(one.same_but_bytes(&other)
-            && (!matches!(one.kind, super::tree::Kind::File { .. }) || bytes::surely_same(pristine, current, name)?)),
+            && (!matches!(one.kind, Kind::File { .. }) || bytes::surely_same(pristine, current, name)?)),
         _ => Ok(false),
     }
 }

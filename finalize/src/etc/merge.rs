@@ -1,6 +1,6 @@
 //! The three-way rule for one path, as one total function: no path, no file and no error in it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Whether a side has a node at a path, and of which shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,13 +30,15 @@ pub struct Sides {
 }
 
 /// What the merged tree has at a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// Not changed locally: the image's node, or its absence.
     Image,
     /// Changed only locally: the local node, or its absence.
     Local,
+    /// Not changed locally, and yet the local node, or its absence, stays: a rule, a flag or the rest of its store holds it.
+    Held,
     /// Changed on both sides in the same way.
     Converged,
     /// An account file that both sides changed: merged by record.
@@ -50,7 +52,7 @@ pub enum Reason {
 }
 
 /// Whose node the merged tree takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Take {
     /// The new tree's, which may be none.
     New,
@@ -68,7 +70,7 @@ impl Reason {
     pub fn take(self) -> Take {
         match self {
             Self::Image | Self::Converged | Self::TypeConflict => Take::New,
-            Self::Local | Self::Records | Self::ContentConflict | Self::RemovedConflict => Take::Current,
+            Self::Local | Self::Held | Self::Records | Self::ContentConflict | Self::RemovedConflict => Take::Current,
         }
     }
 }

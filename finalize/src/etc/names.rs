@@ -6,12 +6,13 @@ use rustix::{
     fs::{FileType, RawDir},
     io::Errno,
 };
+use serde::{Deserialize, Serialize};
 
 /// What reading a directory says of a name on each of the three sides.
 pub type Types = [Option<FileType>; 3];
 
 /// Names without order, one after another. None is empty, and none has a NUL.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names(Vec<u8>);
 
 impl Names {
@@ -61,6 +62,11 @@ impl Listing {
         }
         listing.sort();
         Ok(listing)
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().map(|(range, _)| &self.bytes[range.clone()])
     }
 
     fn push(&mut self, name: &[u8], kind: FileType) {

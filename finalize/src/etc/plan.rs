@@ -3,9 +3,11 @@
 //! Deciding is pure but for one question, whether two files have the same bytes, which is asked only where everything
 //! else is equal, and of the new tree only where the live one was changed.
 
+mod acl;
 mod choose;
 mod decide;
 mod flagged;
+mod follow;
 mod generated;
 mod print;
 mod records;
@@ -18,7 +20,7 @@ use std::{
     io,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     merge::{Reason, Take},
@@ -26,6 +28,7 @@ use super::{
     policy::Policy,
     tree::{Kind, Node, RelPath, Tree},
 };
+use crate::counts::Counts;
 
 use decide::{Changes, Context};
 
@@ -34,7 +37,7 @@ pub use print::Colour;
 pub(crate) use print::kind;
 
 /// A tree of the three.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Side {
     /// The booted image's own /etc.
     Pristine,
@@ -76,8 +79,19 @@ pub struct Trees {
     pub flagged: BTreeSet<RelPath>,
 }
 
+impl Trees {
+    /// One of the three.
+    pub fn side(&self, side: Side) -> &Tree {
+        match side {
+            Side::Pristine => &self.pristine,
+            Side::Current => &self.current,
+            Side::New => &self.new,
+        }
+    }
+}
+
 /// Leaves that nobody changed locally, in directories that the live and the new tree have: they follow the image.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quiet {
     /// How many there are, also those that the image dropped.
     pub followed: u64,
@@ -86,7 +100,7 @@ pub struct Quiet {
 }
 
 /// One path of the merged tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// Whose node is in place.
     pub take: Take,
@@ -119,22 +133,6 @@ pub struct Plan {
     pub skipped: Vec<RelPath>,
     /// What a person should know of account records.
     pub notes: Vec<String>,
-}
-
-/// How many paths each reason decided.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct Counts {
-    /// The image's node, or its absence.
-    pub image: u64,
-    /// The local node, or its absence.
-    pub local: u64,
-    /// Equal changes on both sides.
-    pub converged: u64,
-    /// Account files merged by record.
-    #[serde(default)]
-    pub merged: u64,
-    /// Conflicts.
-    pub conflicts: u64,
 }
 
 /// Plans the merge.
@@ -205,10 +203,16 @@ impl Plan {
         self.refused.iter().map(|(path, setting)| format!("/etc/{path}: conflict, and {setting}: update not applied"))
     }
 
+    /// Whether a path, or one above it, is never carried.
+    pub fn is_skipped(&self, path: &RelPath) -> bool {
+        let is_top = |path: &RelPath| self.skipped.binary_search(path).is_ok();
+        !self.skipped.is_empty() && std::iter::successors(Some(path.clone()), RelPath::parent).any(|path| is_top(&path))
+    }
+
     /// Whether a local node, or one above it, is kept elsewhere than in its place.
     pub fn is_elsewhere(&self, path: &RelPath) -> bool {
         let is_top = |path: &RelPath| self.aside.contains(path) || self.beside.contains_key(path);
-        is_top(path) || std::iter::successors(path.parent(), RelPath::parent).any(|above| is_top(&above))
+        std::iter::successors(Some(path.clone()), RelPath::parent).any(|path| is_top(&path))
     }
 
     /// The local files whose bytes are carried over, wherever to.
@@ -238,7 +242,7 @@ impl Plan {
         for step in self.steps.values() {
             *match step.reason {
                 Reason::Image => &mut counts.image,
-                Reason::Local => &mut counts.local,
+                Reason::Local | Reason::Held => &mut counts.local,
                 Reason::Converged => &mut counts.converged,
                 Reason::Records => &mut counts.merged,
                 _ => &mut counts.conflicts,

@@ -98,7 +98,8 @@ impl Policy {
             Some(b".updated" | b".pwd.lock" | b"passwd.lock" | b"group.lock" | b"shadow.lock" | b"gshadow.lock")
         );
         let ignored = |path: &RelPath| self.ignore.iter().any(|glob| glob.is_match(as_path(path)));
-        built_in || ignored(path) || std::iter::successors(path.parent(), RelPath::parent).any(|above| ignored(&above))
+        let with_all_above = || std::iter::successors(Some(path.clone()), RelPath::parent);
+        built_in || (!self.ignore.is_empty() && with_all_above().any(|path| ignored(&path)))
     }
 }
 

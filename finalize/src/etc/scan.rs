@@ -5,10 +5,7 @@
 
 use std::{
     io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
@@ -67,17 +64,15 @@ pub fn node(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Found> {
     }
 }
 
-const LABEL: &[u8] = b"security.selinux";
-
 /// Whether an extended attribute is part of what a node is.
 pub fn counts(name: &[u8]) -> bool {
     // The last two are signatures; one of them is of the inode's number too, and so holds for no copy.
-    let never = matches!(name, LABEL | b"security.ima" | b"security.evm");
+    let never = matches!(name, sys::xattr::LABEL | b"security.ima" | b"security.evm");
     !never && !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.")
 }
 
 fn with_xattrs(kind: Kind, stat: &Statx, mut xattrs: Xattrs) -> Node {
-    let label = xattrs.remove(LABEL);
+    let label = xattrs.remove(sys::xattr::LABEL).filter(|label| sys::xattr::is_label(label));
     xattrs.retain(|name, _| counts(name));
     Node {
         kind,
@@ -129,9 +124,4 @@ impl<'a> Walker<'a> {
         }
         Ok(self.open.last().map_or(self.root, |(_, fd)| fd.as_fd()))
     }
-}
-
-/// The bytes of a name, for messages.
-pub fn lossy(name: &[u8]) -> String {
-    std::ffi::OsStr::from_bytes(name).to_string_lossy().into_owned()
 }

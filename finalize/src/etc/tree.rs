@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// A path below the root of a tree: bytes, components joined by `/`, never empty. Sorts parents before children.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct RelPath(Vec<u8>);
@@ -78,14 +80,25 @@ impl std::fmt::Display for RelPath {
     }
 }
 
-impl serde::Serialize for RelPath {
+/// As people read it; to a program's own form, its bytes.
+impl Serialize for RelPath {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match serializer.is_human_readable() {
+            true => serializer.collect_str(self),
+            false => self.0.serialize(serializer),
+        }
+    }
+}
+
+/// From a program's own form alone.
+impl<'de> Deserialize<'de> for RelPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Self)
     }
 }
 
 /// What a node is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A directory; its children are nodes of their own.
     Dir,
@@ -106,7 +119,7 @@ pub enum Kind {
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A file, a directory or a symlink. Times are carried, but are never part of a comparison.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// What it is.
     pub kind: Kind,

@@ -17,11 +17,12 @@ use serde::Serialize;
 use super::{
     Merge, at, bytes,
     merge::{Reason, Take},
-    names::{Listing, Names, zip},
-    plan::{Colour, Plan, SameBytes, Side, Step, kind, same},
+    names::{Listing, Names},
+    plan::{Colour, SameBytes, Side, Step, kind, same},
     scan::{DIR, Found, Walker, node},
     tree::{Kind, Node, RelPath},
 };
+use crate::stop::Stop;
 
 /// What became of a path, beside the booted image's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,7 +65,8 @@ impl<'a> View<'a> {
     ///
     /// The path of what could not be read.
     pub fn of(merge: &'a Merge<'a>) -> Result<Self> {
-        let mut files = bytes::Files::new(&merge.sources);
+        let never = Stop::never();
+        let mut files = bytes::Files::new(&merge.sources, &never);
         let mut view = Self { merge, rows: BTreeMap::new() };
         let trees = &merge.trees;
         for (path, step) in &merge.plan.steps {
@@ -99,20 +101,19 @@ impl<'a> View<'a> {
         let root = RelPath::default();
         let dirs = trees.pristine.nodes.iter().filter(|(_, node)| node.is_dir()).map(|(path, _)| path);
         let dirs: BTreeSet<_> = dirs.chain(plan.quiet.leaves.keys()).chain([&root]).collect();
-        for dir in dirs.into_iter().filter(|dir| !is_skipped(plan, dir)) {
+        for dir in dirs.into_iter().filter(|dir| !plan.is_skipped(dir)) {
             let failed = |error: io::Error| (dir.clone(), error);
             let pristine = sources.pristine.map(|root| open(root, dir)).transpose().map_err(failed)?.flatten();
             let new = open(sources.new, dir).map_err(failed)?;
             let mut names: BTreeSet<Vec<u8>> = BTreeSet::new();
             names.extend(plan.quiet.leaves.get(dir).into_iter().flat_map(Names::iter).map(<[u8]>::to_vec));
             if let Some(pristine) = &pristine {
-                let list = [Listing::read(pristine).map_err(failed)?, Listing::default(), Listing::default()];
-                names.extend(zip(&list).map(|(name, _)| name.to_vec()));
+                names.extend(Listing::read(pristine).map_err(failed)?.names().map(<[u8]>::to_vec));
             }
             let above = Some(dir).filter(|dir| !dir.as_bytes().is_empty());
             for name in names {
                 let path = RelPath::child(above, &name);
-                if plan.steps.contains_key(&path) || is_skipped(plan, &path) {
+                if plan.steps.contains_key(&path) || plan.is_skipped(&path) {
                     continue;
                 }
                 let look = |dir: &Option<OwnedFd>| match dir.as_ref().map(|dir| node(dir.as_fd(), &name)) {
@@ -183,11 +184,6 @@ impl<'a> View<'a> {
         plan["paths"] = rows.collect();
         plan
     }
-}
-
-fn is_skipped(plan: &Plan, path: &RelPath) -> bool {
-    let is_top = |path: &RelPath| plan.skipped.binary_search(path).is_ok();
-    is_top(path) || std::iter::successors(path.parent(), RelPath::parent).any(|above| is_top(&above))
 }
 
 /// The directory `dir` below `root`, with a position of its own; nothing where it is none.

@@ -12,11 +12,10 @@ use crate::{
         bls::{Entry, id_of_uki},
         entries::{Entries, is_entry},
         grub,
-        loader::{major_version, utf16},
+        loader::{utf16, version},
         order::{Decision, Environment, Item, Settings, Variables},
         uki,
     },
-    digest::DeploymentId,
     layout::{EFI_LINUX, ENTRIES, USER_CFG},
     sys,
 };
@@ -35,15 +34,6 @@ pub fn decision(host: &Host, places: &[Place]) -> Result<Option<Decision>> {
         Place::Entries(place) => Decision::of(place.loader, items(place)?, &settings(host, place.loader)),
         Place::Menu { grub, .. } => Decision::of(Loader::Grub, menuentries(grub)?, &settings(host, Loader::Grub)),
     }))
-}
-
-/// Why `id` does not start next though it stands in the menu, and how to undo that; nothing where it does.
-///
-/// # Errors
-///
-/// As [`decision`].
-pub fn why_not(host: &Host, places: &[Place], id: &DeploymentId) -> Result<Option<String>> {
-    Ok(decision(host, places)?.and_then(|decision| decision.why_not(id)))
 }
 
 /// The lines of a directory of entries, and of the UKIs beside it that systemd-boot shows by themselves.
@@ -96,14 +86,14 @@ fn settings(host: &Host, loader: Loader) -> Settings {
         let value = devices::efi_variable(&host.ambient.sys, name).ok().flatten();
         value.as_deref().and_then(utf16).filter(|text| !text.is_empty())
     };
-    let mut settings =
-        Settings { version: variable("LoaderInfo").as_deref().and_then(major_version), ..Settings::default() };
+    let mut settings = Settings { version: variable("LoaderInfo").as_deref().and_then(version), ..Settings::default() };
     match loader {
         Loader::SystemdBoot => {
             let esp = place::esps(host).ok().and_then(|mut esps| esps.pop());
             settings.loader_conf = esp.and_then(|esp| text(&esp, "loader/loader.conf").ok()).unwrap_or_default();
             settings.variables = Variables {
                 one_shot: variable("LoaderEntryOneShot"),
+                preferred: variable("LoaderEntryPreferred"),
                 default: variable("LoaderEntryDefault"),
                 last_booted: variable("LoaderEntryLastBooted"),
             };

@@ -60,9 +60,11 @@ fn set(host: &Host, pin: Pin, item: Option<&Item>) -> Result<bool> {
 fn remove(host: &Host, pinned: &Pinned) -> Result<bool> {
     match pinned.pin {
         Pin::SavedByVariable => devices::set_efi_variable(&host.ambient.sys, "LoaderEntryDefault", None)?,
+        Pin::PreferredVariable => devices::set_efi_variable(&host.ambient.sys, "LoaderEntryPreferred", None)?,
         Pin::OneShotVariable => devices::set_efi_variable(&host.ambient.sys, "LoaderEntryOneShot", None)?,
         Pin::NextEntry => set_grub(host, "next_entry", None)?,
-        Pin::LoaderConf | Pin::SavedByConf => remove_from_loader_conf(host)?,
+        Pin::LoaderConf | Pin::SavedByConf => remove_from_loader_conf(host, "default")?,
+        Pin::PreferredByConf => remove_from_loader_conf(host, "preferred")?,
         // A program of somebody's.
         Pin::GrubCfg => return Ok(false),
         pin => return set(host, pin, None),
@@ -84,8 +86,8 @@ fn set_grub(host: &Host, name: &str, value: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Takes the lines with `default` out of the loader.conf of each ESP; every other byte stays.
-fn remove_from_loader_conf(host: &Host) -> Result<()> {
+/// Takes the lines with `key` out of the loader.conf of each ESP; every other byte stays.
+fn remove_from_loader_conf(host: &Host, key: &str) -> Result<()> {
     for esp in place::esps(host)? {
         let Ok(loader) = esp.open_dir("loader") else { continue };
         let name = "loader.conf";
@@ -93,9 +95,9 @@ fn remove_from_loader_conf(host: &Host) -> Result<()> {
             continue;
         };
         let lines = text.split_inclusive(|byte| *byte == b'\n');
-        let is_default =
-            |line: &&[u8]| line.trim_ascii_start().split(u8::is_ascii_whitespace).next() == Some(b"default");
-        let kept: Vec<u8> = lines.filter(|line| !is_default(line)).flatten().copied().collect();
+        let has_key =
+            |line: &&[u8]| line.trim_ascii_start().split(u8::is_ascii_whitespace).next() == Some(key.as_bytes());
+        let kept: Vec<u8> = lines.filter(|line| !has_key(line)).flatten().copied().collect();
         if kept != text {
             sys::file::write_atomic_like(&loader, name, &kept, name).context("writing loader/loader.conf")?;
             sys::sync::file_system(loader.open(".")?).context("syncing the ESP")?;

@@ -120,7 +120,7 @@ fn boot_partition(host: &Host, has_entries: &dyn Fn(&Dir) -> bool) -> Result<Opt
     let Ok(root) = root_device(host) else { return Ok(None) };
     for device in devices::boot_partitions(&host.ambient.sys, root) {
         let named = || format!("mounting the boot partition {}", device.display());
-        let found = dir(mounted(host.access, &device, &["ext4", "vfat", "xfs", "btrfs"]).with_context(named)?);
+        let found = dir(mounted(host, &device, &["ext4", "vfat", "xfs", "btrfs"]).with_context(named)?);
         if has_entries(&found) {
             return Ok(Some(found));
         }
@@ -128,12 +128,23 @@ fn boot_partition(host: &Host, has_entries: &dyn Fn(&Dir) -> bool) -> Result<Opt
     Ok(None)
 }
 
+/// Where ESP and boot partition are mounted when somebody looks (systemd-gpt-auto-generator(8)).
+const AUTOMOUNTS: [&str; 3] = ["/efi", "/boot", "/boot/efi"];
+
 /// A private mount of the file system on `device`, which is one of `kinds`.
 ///
-/// To look, nothing is changed: a mount that is there is used as it is, else a read-only one is made. To write, a file
-/// system that is mounted read-only is made writable first; the mount that everybody sees stays read-only.
-fn mounted(access: Access, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd> {
-    if let Some(mount_point) = sys::mount::mount_point_of(device)? {
+/// What waits for somebody who looks is mounted by its own unit, after systemd-fsck(8): FAT is not whole after a power cut in
+/// the middle of a rename, and the kernel lets nobody write any more where it meets that.
+///
+/// To look, nothing is changed: a mount that is there is used as it is, else a read-only one is made. While that lives, nobody
+/// else can mount the file system to write to it. To write, a file system that is mounted read-only is made writable first;
+/// the mount that everybody sees stays read-only.
+fn mounted(host: &Host, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd> {
+    let (access, mut there) = (host.access, sys::mount::mount_point_of(device)?);
+    if there.is_none() && !host.is_ending && sys::mount::wake(&AUTOMOUNTS)? {
+        there = sys::mount::mount_point_of(device)?;
+    }
+    if let Some(mount_point) = there {
         return match access {
             Access::Read => sys::mount::clone(&mount_point),
             Access::Write => sys::mount::clone_writable(&mount_point),
@@ -146,6 +157,11 @@ fn mounted(access: Access, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd>
             Access::Read => sys::mount::detached_read_only(kind, device, options),
             Access::Write => sys::mount::detached(kind, device, options),
         };
+        let mounted = mounted.or_else(|error| match (error.raw_os_error(), access) {
+            (Some(libc::EBUSY), Access::Read) => sys::mount::detached_beside_writer(kind, device, options),
+            (Some(libc::EBUSY), Access::Write) => sys::mount::detached_beside_reader(kind, device, options),
+            _ => Err(error),
+        });
         match mounted {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => last = error,
             other => return other,
@@ -154,11 +170,15 @@ fn mounted(access: Access, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd>
     Err(last)
 }
 
-/// The ESPs, each mounted privately.
+/// The ESPs, each mounted privately, as long as `host` lives.
 pub(super) fn esps(host: &Host) -> Result<Vec<Dir>> {
-    let given = &host.ambient.esp;
-    let found = if given.is_empty() { devices::esps(&host.ambient.sys, root_device(host))? } else { given.clone() };
-    found.iter().map(|path| esp_at(host, path)).collect()
+    if host.esps.get().is_none() {
+        let given = &host.ambient.esp;
+        let found = if given.is_empty() { devices::esps(&host.ambient.sys, root_device(host))? } else { given.clone() };
+        let mounted: Vec<_> = found.iter().map(|path| esp_at(host, path)).collect::<Result<_>>()?;
+        _ = host.esps.set(mounted);
+    }
+    Ok(host.esps.get().into_iter().flatten().map(Dir::try_clone).collect::<io::Result<_>>()?)
 }
 
 /// The ESPs that the next entries are for. One without `loader/` is somebody else's, Windows' say. One on which nothing was
@@ -184,7 +204,7 @@ fn esp_at(host: &Host, path: &Path) -> Result<Dir> {
     if !is_device {
         return opened(host, path);
     }
-    let mounted = mounted(host.access, path, &["vfat"]);
+    let mounted = mounted(host, path, &["vfat"]);
     mounted.map(dir).with_context(|| format!("mounting the ESP {}", path.display()))
 }
 

@@ -43,8 +43,15 @@ pub fn lacks(_what: &str) -> bool {
     false
 }
 
+/// [`super::stamp::TICK`]; with the feature `failpoints`, what `COMPOSEFS_FINALIZE_TICK` says.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn tick() -> i64 {
+    super::stamp::TICK
+}
+
 #[cfg(feature = "failpoints")]
-pub use armed::{changing, is_sabotaged, lacks, step};
+pub use armed::{changing, is_sabotaged, lacks, step, tick};
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -123,6 +130,12 @@ mod armed {
     pub fn lacks(what: &str) -> bool {
         let steps = std::env::var("COMPOSEFS_FINALIZE_NO_SYNC").unwrap_or_default();
         steps.split(',').any(|step| step == what)
+    }
+
+    /// How old a change must be to be believed: tests do not wait.
+    pub fn tick() -> i64 {
+        let set = std::env::var("COMPOSEFS_FINALIZE_TICK").ok().and_then(|text| text.parse().ok());
+        set.unwrap_or(crate::sys::stamp::TICK)
     }
 
     /// Whether this step's syncs are left out.

@@ -8,7 +8,7 @@ use std::{
 use cap_std::fs::{Dir, File, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::{Gid, Mode, Uid};
 
-use super::{fault, flags, remove, rename, sync};
+use super::{fault, flags, node, remove, rename, sync};
 
 /// No boot entry, marker or record is larger: what is, is not read.
 const LIMIT: u64 = 1 << 20;
@@ -86,6 +86,55 @@ fn write_like(dir: &Dir, name: &str, content: &[u8], like: &str) -> io::Result<(
     fault::changing("fchmod")?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(like.mode() & 0o7777))?;
     sync::fsync(file.as_fd())
+}
+
+/// Writes `name` in `dir`, a directory of `/run`, as a whole, with the permission bits `mode`. Nothing is made durable: /run
+/// never is.
+///
+/// # Errors
+///
+/// As [`write_aside`] and [`put_aside`]; then the old file is still there.
+pub fn write_volatile(dir: &Dir, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+    let written = write_aside(dir, name, mode, content).and_then(|_| put_aside(dir, name));
+    if written.is_err() {
+        drop_aside(dir, name);
+    }
+    written
+}
+
+/// Writes what is to be `name` beside it, for [`put_aside`]. Nothing is synced.
+///
+/// # Errors
+///
+/// As [`write_new`].
+pub fn write_aside(dir: &Dir, name: &str, mode: u32, content: &[u8]) -> io::Result<std::fs::File> {
+    write_new(dir, &format!(".{name}.new"), mode, content)
+}
+
+/// What lies beside gets the name. Not synced.
+///
+/// # Errors
+///
+/// Those of rename(2).
+pub fn put_aside(dir: &Dir, name: &str) -> io::Result<()> {
+    rename::replace(dir, &format!(".{name}.new"), name)
+}
+
+/// What lies beside is not wanted.
+pub fn drop_aside(dir: &Dir, name: &str) {
+    _ = remove::file(dir, &format!(".{name}.new"));
+}
+
+/// Writes a new file with the permission bits `mode`, in the place of whatever has the name. Nothing is synced.
+///
+/// # Errors
+///
+/// Those of open(2) and write(2).
+pub fn write_new(dir: &Dir, name: &str, mode: u32, content: &[u8]) -> io::Result<std::fs::File> {
+    remove::file(dir, name)?;
+    let file = std::fs::File::from(node::create(dir.as_fd(), name.as_bytes(), mode)?);
+    node::write(&file, content)?;
+    Ok(file)
 }
 
 /// Writes `name` in `dir` in place, and makes its content durable.

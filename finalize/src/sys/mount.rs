@@ -33,7 +33,7 @@ pub fn clone_writable(path: &Path) -> io::Result<OwnedFd> {
     make_writable(&tree)?;
     let flags = rustix::fs::fstatvfs(&tree)?.f_flag;
     if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
-        reconfigure_writable(path)?;
+        reconfigure_writable(CWD, path)?;
     }
     Ok(tree)
 }
@@ -47,14 +47,23 @@ pub fn clone(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
 }
 
-/// Remounts the file system (not only the mount) at `path` read-write; see fspick(2).
+/// Mounts what waits at one of these places for somebody who looks (systemd.automount(5)), as whoever goes there does: a
+/// file system must not be taken away from its own mount unit. Whether there was one.
 ///
 /// # Errors
 ///
-/// Those of the file system, `EROFS` for a device that cannot be written.
-pub fn reconfigure_writable(path: &Path) -> io::Result<()> {
+/// Those of reading `/proc/self/mountinfo`. What cannot be mounted is nobody's.
+pub fn wake(places: &[&str]) -> io::Result<bool> {
+    let mounts = mounts()?.into_iter().filter(|mount| mount.fs_type == "autofs");
+    let waiting = mounts.filter(|mount| places.iter().any(|place| mount.mount_point == Path::new(place)));
+    let woken = waiting.filter(is_visible).filter(|mount| std::fs::read_dir(&mount.mount_point).is_ok());
+    Ok(woken.count() > 0)
+}
+
+/// Makes the file system at `path`, or in which `dir` is, writable, not only the mount; see fspick(2).
+fn reconfigure_writable(dir: impl AsFd, path: impl rustix::path::Arg) -> io::Result<()> {
     fault::changing("fsconfig")?;
-    let context = fspick(CWD, path, FsPickFlags::FSPICK_CLOEXEC)?;
+    let context = fspick(dir, path, FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
     fsconfig_set_flag(context.as_fd(), "rw")?;
     Ok(fsconfig_reconfigure(context.as_fd())?)
 }
@@ -86,6 +95,28 @@ pub fn detached_read_only(kind: &str, device: &Path, options: &[(&str, &str)]) -
         _ => &[],
     };
     mount(kind, device, &[options, without_replay, &[("ro", "")]].concat(), MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+/// The same where the file system is mounted read-write by somebody whose mount cannot be seen, in another namespace: nothing
+/// can be written through this mount.
+///
+/// # Errors
+///
+/// As [`detached`].
+pub fn detached_beside_writer(kind: &str, device: &Path, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    mount(kind, device, options, MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+/// [`detached`] where the file system is mounted read-only by somebody whose mount cannot be seen: it is made writable, the
+/// other mount stays as it is.
+///
+/// # Errors
+///
+/// As [`detached_read_only`] and [`clone_writable`].
+pub fn detached_beside_reader(kind: &str, device: &Path, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    let tree = mount(kind, device, &[options, &[("ro", "")]].concat(), MountAttrFlags::empty())?;
+    reconfigure_writable(&tree, "")?;
+    Ok(tree)
 }
 
 /// An option without a value is a flag.

@@ -57,6 +57,15 @@ pub fn discard(dir: &Dir, name: &str, rubbish: &str) -> io::Result<()> {
     tree(dir, name)
 }
 
+/// The same for any name, as bytes.
+///
+/// # Errors
+///
+/// As [`tree`].
+pub fn node_at(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    absent_is_fine(node(parent, name))
+}
+
 fn node(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     match openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, 0.into()) {
         // Not a directory, a symlink, or something that cannot be opened without meaning to.

@@ -32,6 +32,16 @@ pub fn replace(dir: impl AsFd, from: &str, to: &str) -> io::Result<()> {
     Ok(renameat(&dir, from, &dir, to)?)
 }
 
+/// Renames from one directory into another of the same mount, over what is there.
+///
+/// # Errors
+///
+/// Those of rename(2).
+pub fn replace_from((from, name): (&Dir, &str), (to, new_name): (&Dir, &str)) -> io::Result<()> {
+    fault::changing("renameat")?;
+    Ok(renameat(from, name, to, new_name)?)
+}
+
 /// Renames within `dir`, never over anything.
 ///
 /// # Errors

@@ -39,6 +39,39 @@ pub fn list(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<BTreeMap<Vec<u8>, Ve
     Ok(all)
 }
 
+/// The name of SELinux's label.
+pub const LABEL: &[u8] = b"security.selinux";
+
+/// The label of a node, also one that says that there is none.
+///
+/// # Errors
+///
+/// Those of lgetxattr(2).
+pub fn label(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    match grow(|buffer| lgetxattr(&*path(dir, name), LABEL, buffer)) {
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+        other => Ok(Some(other?)),
+    }
+}
+
+/// Whether a label says something. SELinux shows `unlabeled_t` where a node has no label, or one that the running policy
+/// does not know.
+pub fn is_label(text: &[u8]) -> bool {
+    text.split(|byte| *byte == b':').nth(2) != Some(b"unlabeled_t")
+}
+
+/// Gives a node a label; one that the running policy does not know is left out.
+///
+/// # Errors
+///
+/// Those of lsetxattr(2).
+pub fn set_label(dir: BorrowedFd<'_>, name: &[u8], label: &[u8]) -> io::Result<()> {
+    match set(dir, name, LABEL, label) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => other,
+    }
+}
+
 /// Sets one extended attribute.
 ///
 /// # Errors

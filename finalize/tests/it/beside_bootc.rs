@@ -5,8 +5,12 @@
 use std::{fs, process::Command};
 
 use finalize::{boot::Loader, layout, staged::BootType};
+use xshell::cmd;
 
-use crate::machine::{Machine, id};
+use crate::{
+    machine::{Machine, id},
+    programs::{ok, shell},
+};
 
 /// What bootc does on its own: without a marker nothing, else three ways into `etc` in place, then the exchange.
 /// (The merge is as much of it as these trees need.)
@@ -95,7 +99,7 @@ fn at_the_same_time_what_boots_is_whole() {
         for n in (3..).step_by(7) {
             let machine = Machine::new(loader);
             let go = machine.path("go");
-            assert!(Command::new("mkfifo").arg(&go).status().unwrap().success());
+            ok(cmd!(shell("."), "mkfifo {go}"));
             let mut other = bootc(&machine).env("GO", &go).stdout(std::process::Stdio::piped()).spawn().unwrap();
             let mut ready = [0; 6];
             std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();

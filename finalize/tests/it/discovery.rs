@@ -4,10 +4,12 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use finalize::{host::devices, sys::mount};
+use xshell::cmd;
+
+use crate::programs::{is_here, ok, output, shell};
 
 const ESP: gpt::partition_types::Type = gpt::partition_types::EFI;
 const DATA: gpt::partition_types::Type = gpt::partition_types::LINUX_FS;
@@ -249,10 +251,10 @@ fn the_disks_that_guests_are_tried_with_have_tables() {
     for size in ["512", "4096"] {
         let tree = Tree::new();
         let image = tree.disk("sda", size.parse().unwrap(), 2);
-        match Command::new("perl").arg(&script).arg(&image).arg(size).status() {
-            Ok(status) => assert!(status.success()),
-            Err(_) => return println!("SKIPPED: no perl"),
+        if !is_here("perl") {
+            return;
         }
+        ok(cmd!(shell("."), "perl {script} {image} {size}"));
         assert_eq!(tree.esps_below("sda/sda2").unwrap(), ["sda1"], "{size}");
     }
 }
@@ -262,8 +264,7 @@ struct Loop(String);
 
 impl Loop {
     fn new(image: &Path, sector: &str) -> Option<Self> {
-        let output =
-            Command::new("losetup").args(["-f", "--show", "--sector-size", sector]).arg(image).output().ok()?;
+        let output = output(cmd!(shell("."), "losetup --find --show --sector-size {sector} {image}"));
         let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         if !output.status.success() {
             println!("SKIPPED: no loop device: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -273,15 +274,23 @@ impl Loop {
     }
 }
 
-impl Drop for Loop {
-    fn drop(&mut self) {
-        _ = Command::new("losetup").args(["-d", &self.0]).status();
+impl Loop {
+    /// One with a file system.
+    fn with_ext4(dir: &Path) -> Option<Self> {
+        let image = dir.join("image");
+        fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+        let device = Self::new(&image, "512")?;
+        let of = &device.0;
+        ok(cmd!(shell("."), "mkfs.ext4 -q {of}"));
+        Some(device)
     }
 }
 
-fn ran(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let device = &self.0;
+        output(cmd!(shell("."), "losetup --detach {device}"));
+    }
 }
 
 /// Mounted for as long as this lives.
@@ -290,24 +299,22 @@ struct Mounted(PathBuf);
 impl Mounted {
     fn new(args: &[&str], at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
-        ran("mount", &[args, &[at.to_str().unwrap()]].concat());
+        ok(cmd!(shell("."), "mount {args...} {at}"));
         Self(at.to_owned())
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        _ = Command::new("umount").arg(&self.0).status();
+        let at = &self.0;
+        output(cmd!(shell("."), "umount {at}"));
     }
 }
 
 #[test]
 fn a_mount_point_is_one_of_the_whole_file_system_that_can_be_seen() {
     let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("image");
-    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-    let Some(device) = Loop::new(&image, "512") else { return };
-    ran("mkfs.ext4", &["-q", &device.0]);
+    let Some(device) = Loop::with_ext4(dir.path()) else { return };
     let found = || mount::mount_point_of(Path::new(&device.0)).unwrap();
     assert_eq!(found(), None);
     let at = |name: &str| dir.path().canonicalize().unwrap().join(name);
@@ -333,10 +340,11 @@ fn looking_does_not_write_to_a_device() {
         let image = dir.path().join(kind);
         fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
         let Some(device) = Loop::new(&image, "512") else { return };
-        if Command::new(format!("mkfs.{kind}")).args(["-q", &device.0]).status().is_err() {
-            println!("SKIPPED: no mkfs.{kind}");
+        let (mkfs, of) = (format!("mkfs.{kind}"), &device.0);
+        if !is_here(&mkfs) {
             continue;
         }
+        ok(cmd!(shell("."), "{mkfs} -q {of}"));
         let content = || fs::read(&device.0).unwrap();
         let before = content();
         drop(mount::detached_read_only(kind, Path::new(&device.0), &[]).unwrap());
@@ -344,6 +352,32 @@ fn looking_does_not_write_to_a_device() {
         drop(mount::detached(kind, Path::new(&device.0), &[]).unwrap());
         assert!(content() != before, "{kind}: this test sees no writing");
     }
+}
+
+/// In another namespace somebody has the file system mounted: a detached mount is as invisible as that.
+#[test]
+fn whoever_looks_and_whoever_writes_share_a_file_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(device) = Loop::with_ext4(dir.path()) else { return };
+    let of = Path::new(&device.0);
+    let busy =
+        |mounted: std::io::Result<std::os::fd::OwnedFd>| mounted.unwrap_err().raw_os_error() == Some(libc::EBUSY);
+    let write = |mount: &std::os::fd::OwnedFd, name: &str| {
+        let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+        rustix::fs::openat(mount, name, flags, 0o600.into()).map(drop)
+    };
+    let writer = mount::detached("ext4", of, &[]).unwrap();
+    assert!(busy(mount::detached_read_only("ext4", of, &[])));
+    let looks = mount::detached_beside_writer("ext4", of, &[]).unwrap();
+    write(&writer, "written").unwrap();
+    assert!(rustix::fs::statat(&looks, "written", rustix::fs::AtFlags::empty()).is_ok());
+    assert_eq!(write(&looks, "no"), Err(rustix::io::Errno::ROFS));
+    drop((writer, looks));
+    let looks = mount::detached_read_only("ext4", of, &[]).unwrap();
+    assert!(busy(mount::detached("ext4", of, &[])));
+    let writer = mount::detached_beside_reader("ext4", of, &[]).unwrap();
+    write(&writer, "written too").unwrap();
+    assert_eq!(write(&looks, "no"), Err(rustix::io::Errno::ROFS));
 }
 
 #[test]

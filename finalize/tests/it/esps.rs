@@ -3,17 +3,21 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use finalize::{boot::Loader, staged::BootType};
+use xshell::cmd;
 
-use crate::machine::Machine;
+use crate::{
+    machine::Machine,
+    programs::{ok, shell},
+};
 
 /// Copies the machine's ESP; returns the copy.
 fn mirrored(machine: &Machine) -> PathBuf {
     let copy = machine.path("esp-mirror");
-    assert!(Command::new("cp").arg("-a").arg(machine.path("esp")).arg(&copy).status().unwrap().success());
+    let esp = machine.path("esp");
+    ok(cmd!(shell("."), "cp -a {esp} {copy}"));
     copy
 }
 

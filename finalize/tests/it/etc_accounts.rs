@@ -1,18 +1,21 @@
-//! Account files of real machines: odd lines, names that stand twice, numbers that move. And random ones, which the
+//! Account files of real machines: odd lines, names that stand twice. And random ones, which the
 //! checkers of the shadow suite, pwck(8) and grpck(8), judge.
 
 use std::{
     collections::BTreeSet,
     fs::{self, Permissions},
-    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
-    process::Command,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
 };
 
 use proptest::prelude::*;
+use xshell::cmd;
 
-use crate::etc_traps::Trap;
+use crate::{
+    etc_traps::Trap,
+    programs::{is_here, output, shell},
+};
 
-fn is_root(trap: &Trap) -> bool {
+pub fn is_root(trap: &Trap) -> bool {
     let root = fs::metadata(trap.at("p")).unwrap().uid() == 0;
     if !root {
         println!("SKIPPED: not root");
@@ -61,8 +64,7 @@ fn a_file_that_is_no_text_is_local_and_it_is_said_what_it_lacks() {
     trap.file("n", "passwd", b"root:x:0:0:::\nsvc:x:990:990:::\n");
     let plan = trap.merge();
     assert_eq!(trap.merged("passwd"), "root:x:0:0:::\n\0\0\0\n");
-    let want = "passwd: the local file is no text, or larger than 16 MiB; the local file stays as it is, without the \
-                image's svc";
+    let want = "passwd: the local one is no text and stays as it is, without the image's svc";
     assert_eq!(
         (plan.notes, plan.steps.values().filter(|step| step.reason.is_conflict()).count()),
         (vec![want.into()], 1)
@@ -103,76 +105,55 @@ fn a_file_that_a_rule_names_is_left_alone() {
     assert_eq!(trap.merged("passwd"), "root:x:0:0:::\n");
 }
 
-/// Two services swap their numbers: a local file of one would be the other's.
-fn swapped() -> Trap {
-    let trap = Trap::new();
-    trap.file("pc", "passwd", b"dm:x:114:116:::\nlp:x:125:127:::\n");
-    trap.file("c", "passwd", b"dm:x:114:116:::\nlp:x:125:127:::\nada:x:1000:1000:::\n");
-    trap.file("n", "passwd", b"dm:x:125:127:::\nlp:x:114:116:::\n");
-    trap.file("pc", "group", b"dm:x:116:\nlp:x:127:\n");
-    trap.file("n", "group", b"dm:x:127:\nlp:x:116:\n");
-    trap.file("c", "dm/custom.conf", b"1");
-    trap.file("c", "print.conf", b"1");
-    trap.file("c", "clash/mine", b"1");
-    trap.file("pn", "clash", b"1");
-    trap.file("n", "clash", b"2");
-    trap
-}
-
+/// Legal, and seen where a directory service is copied into files.
 #[test]
-fn files_of_a_number_that_moves_are_listed_with_both_and_follow_if_told_to() {
-    for follow in [false, true] {
-        let trap = swapped();
-        if !is_root(&trap) {
-            return;
-        }
-        chown(trap.at("c/dm/custom.conf"), Some(114), Some(116)).unwrap();
-        chown(trap.at("c/print.conf"), Some(125), Some(0)).unwrap();
-        chown(trap.at("c/clash/mine"), Some(114), Some(0)).unwrap();
-        let plan = trap.merge_with(&format!("[etc]\nfollow-ids = {follow}\n"));
-        let owner = |path: &str| fs::metadata(trap.at(path)).map(|m| (m.uid(), m.gid())).unwrap();
-        let [dm, lp] = if follow { [(125, 127), (114, 0)] } else { [(114, 116), (125, 0)] };
-        assert_eq!((owner("m/dm/custom.conf"), owner("m/print.conf")), (dm, lp));
-        assert_eq!(owner("x/clash/mine"), (dm.0, 0));
-        let said = plan.notes.join("\n");
-        for want in [
-            "passwd: dm has uid 125 in the image, and 114 here; files in /var keep 114, which is lp then",
-            "group: lp has gid 116 in the image, and 127 here; files in /var keep 127, which is dm then",
-            "/etc/dm/custom.conf belongs to uid 114, which is dm",
-            "/etc/dm/custom.conf belongs to gid 116, which is dm",
-            "/etc/print.conf belongs to uid 125, which is lp",
-            "/etc/clash/mine belongs to uid 114, which is dm",
-        ] {
-            assert!(said.contains(want), "{want}\n{said}");
-        }
-        assert_eq!(said.contains("no longer, but lp; dm has 125"), !follow, "{said}");
-        assert_eq!(said.contains(": it gets 125"), follow, "{said}");
-    }
-}
-
-#[test]
-fn ranges_that_overlap_and_users_within_them_are_reported() {
+fn large_account_files_are_merged_as_small_ones_are() {
     let trap = Trap::new();
-    for file in ["subuid", "subgid"] {
-        trap.file("p", file, b"");
-        trap.file("c", file, b"ada:100000:65536\n");
-        trap.file("n", file, b"builder:100000:65536\n");
-    }
-    trap.file("pn", "passwd", b"root:x:0:0:::\n");
-    trap.file("n", "passwd", b"root:x:0:0:::\nbig:x:100500:0:::\n");
-    trap.file("c", "passwd", b"root:x:0:0:::\nada:x:1000:0:::\n");
-    let plan = trap.merge();
-    for file in ["subuid", "subgid"] {
-        assert_eq!(trap.merged(file), "builder:100000:65536\nada:100000:65536\n");
-    }
-    let said = plan.notes.join("\n");
-    for want in [
-        "subuid: the ranges of ada and builder overlap",
-        "subgid: the ranges of ada and builder overlap",
-        "passwd: big has the number 100500, which is in the subordinate range of",
+    let root = "root:x:0:0:::\n";
+    let users: String = (0..100_000).map(|n| format!("u{n}:x:{}:100:::\n", 1000 + n)).collect();
+    let members = |name: &str| (0..10_000).map(|n| format!("{name}{n}")).collect::<Vec<_>>().join(",");
+    let group = |members: &str| format!("g:x:5:{members}\n");
+    let lines: String = (0..10_000).map(|n| format!("g:!::m{n}\n")).collect();
+    let large = format!("# {}\nroot:*:2::::::\n", "x".repeat(16 << 20));
+    for (file, [p, c, n]) in [
+        ("passwd", [root, &format!("{root}{users}"), &format!("{root}svc:x:990:990:::\n")]),
+        ("group", [&group("gone"), &group(&members("m")), &group(&format!("gone,{}", members("n")))]),
+        ("gshadow", ["g:!::\n", &lines, "g:!::new\n"]),
+        ("shadow", ["root:*:1::::::\n", &large, "root:*:1::::::\nsvc:!:1::::::\n"]),
     ] {
-        assert!(said.contains(want), "{want}\n{said}");
+        for (side, content) in [("p", p), ("c", c), ("n", n)] {
+            trap.file(side, file, content.as_bytes());
+        }
     }
+    let plan = trap.merge();
+    assert_eq!(trap.merged("passwd"), format!("{root}svc:x:990:990:::\n{users}"));
+    assert_eq!(trap.merged("group"), group(&format!("{},{}", members("n"), members("m"))));
+    assert_eq!(trap.merged("gshadow"), format!("g:!::new,{}\n", members("m")));
+    assert!(trap.merged("shadow") == large, "a file that is too large is not as it was");
+    let want = [
+        "shadow: the local one is larger than 16 MiB and stays as it is, without the image's svc",
+        "gshadow: g stood 10000 times; it is one line now, with the members of all",
+    ];
+    assert!(want.iter().all(|want| plan.notes.iter().any(|note| note == want)), "{:?}", plan.notes);
+}
+
+#[test]
+fn what_is_empty_or_alike_is_said_where_it_is_new() {
+    let trap = Trap::new();
+    trap.file("p", "passwd", b"root:x:0:0:::\na:x:1:0:::\n");
+    trap.file("c", "passwd", b"");
+    trap.file("n", "passwd", b"root:x:0:0:::\na:x:1:0:::\nsvc:x:990:0:::\n");
+    trap.file("p", "group", b"root:x:0:\n");
+    trap.file("c", "group", b"root:x:0:\ntoor:x:0:\nmine:x:7:\n");
+    trap.file("n", "group", b"root:x:0:\nsvc:x:7:\n");
+    let plan = trap.merge();
+    assert_eq!(trap.merged("passwd"), "svc:x:990:0:::\n");
+    assert_eq!(trap.merged("group"), "root:x:0:\nsvc:x:7:\ntoor:x:0:\nmine:x:7:\n");
+    let want = [
+        "passwd: the local one has no records; those of the booted image count as removed here",
+        "group: mine and svc share the number 7; change one of them",
+    ];
+    assert_eq!(plan.notes, want);
 }
 
 const FILES: [&str; 4] = ["passwd", "group", "shadow", "gshadow"];
@@ -233,7 +214,8 @@ fn names<'a>(lines: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'a str> {
 
 /// What a checker says of the files of one side, without which line it would remove.
 fn complaints(trap: &Trap, checker: &str, side: &str) -> BTreeSet<String> {
-    let output = Command::new(checker).arg("-r").arg("-R").arg(trap.at(side)).output().unwrap();
+    let root = trap.at(side);
+    let output = output(cmd!(shell("."), "{checker} -r -R {root}"));
     let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
     let about = |line: &&str| !line.starts_with("delete line") && !line.ends_with(": no changes");
     text.lines().filter(about).map(ToOwned::to_owned).collect()
@@ -294,11 +276,7 @@ fn check(p: &Accounts, c: &Accounts, n: &Accounts, checkers: bool) {
 }
 
 fn have_checkers(trap: &Trap) -> bool {
-    let found = ["pwck", "grpck"].iter().all(|checker| Command::new(checker).arg("--help").output().is_ok());
-    if !found {
-        println!("SKIPPED pwck and grpck: not installed");
-    }
-    found && is_root(trap)
+    ["pwck", "grpck"].into_iter().all(is_here) && is_root(trap)
 }
 
 #[test]

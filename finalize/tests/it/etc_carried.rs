@@ -28,10 +28,10 @@ use rustix::fs::{IFlags, XattrFlags, ioctl_getflags, ioctl_setflags, lgetxattr, 
 
 use crate::etc_traps::Trap;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_composefs-finalize");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_composefs-finalize");
 
 /// On the file system of the checkout, which has flags and all kinds of attributes.
-fn trap() -> Trap {
+pub fn trap() -> Trap {
     Trap::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
@@ -44,10 +44,10 @@ fn is_root(trap: &Trap) -> bool {
 }
 
 /// Nodes with flags, which nothing can remove before the flags are taken away.
-struct Flagged(Vec<PathBuf>);
+pub struct Flagged(pub Vec<PathBuf>);
 
 impl Flagged {
-    fn set(&mut self, path: PathBuf, flags: IFlags) -> bool {
+    pub fn set(&mut self, path: PathBuf, flags: IFlags) -> bool {
         let node = fs::File::open(&path).unwrap();
         let set = ioctl_getflags(&node).and_then(|old| ioctl_setflags(&node, old | flags)).is_ok();
         self.0.push(path);
@@ -65,7 +65,7 @@ impl Drop for Flagged {
     }
 }
 
-fn flags_of(path: &Path) -> IFlags {
+pub fn flags_of(path: &Path) -> IFlags {
     ioctl_getflags(fs::File::open(path).unwrap()).unwrap() & (IFlags::IMMUTABLE | IFlags::APPEND)
 }
 
@@ -146,7 +146,7 @@ fn a_flag_that_cannot_be_set_is_said() {
     assert_eq!(trap.merged("resolv.conf"), "1");
 }
 
-fn merge(program: &mut Command, trap: &Trap, more: &[&str]) -> Output {
+pub fn merge(program: &mut Command, trap: &Trap, more: &[&str]) -> Output {
     let trees = ["etc", "merge", "--pristine", "p", "--current", "c", "--new", "n", "--output", "m"];
     program.current_dir(trap.at("")).args(trees).args(more).output().unwrap()
 }

@@ -1,8 +1,12 @@
 //! Files that programs make: indexes, which follow the image, and the compiled SELinux policy, which is one thing.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
+use xshell::cmd;
 
-use crate::etc_traps::Trap;
+use crate::{
+    etc_traps::Trap,
+    programs::{is_here, ok, shell},
+};
 
 #[test]
 fn an_index_follows_the_image_and_a_rule_keeps_the_local_one() {
@@ -55,7 +59,7 @@ const MODULE: &str = "selinux/t/active/modules/100/a/cil";
 const MINE: &str = "selinux/t/active/modules/400/mine/cil";
 
 /// A store with a local module, where the image has another policy.
-fn store() -> Trap {
+pub fn store() -> Trap {
     let trap = Trap::new();
     for path in [POLICY, CONTEXTS, MODULE, "selinux/t/active/commit_num", "selinux/config"] {
         trap.file("pc", path, b"1");
@@ -148,18 +152,13 @@ const BASE: &str = r#"
 
 /// Runs semodule(8) on the store `selinux/t` below `root/etc`.
 fn semodule(root: &Path, more: &[&str]) -> String {
-    let mut semodule = Command::new("semodule");
-    let output =
-        semodule.args(["-n", "-N", "-S", "/etc/selinux", "-s", "t", "-p"]).arg(root).args(more).output().unwrap();
-    assert!(output.status.success(), "semodule {more:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    ok(cmd!(shell("."), "semodule -n -N -S /etc/selinux -s t -p {root} {more...}"))
 }
 
 #[test]
 fn a_real_store_before_and_after_a_local_module() {
     let trap = Trap::new();
-    if Command::new("semodule").arg("--help").output().is_err() {
-        println!("SKIPPED: semodule is not installed");
+    if !is_here("semodule") {
         return;
     }
     let install = |side: &str, priority: &str, name: &str, cil: &str| {

@@ -1,14 +1,18 @@
 //! Policies and rules, through the real program.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Output};
+use xshell::cmd;
 
-use crate::etc_merge::{list, tree};
+use crate::{
+    etc_merge::{list, tree},
+    programs::{PROGRAM, output, shell},
+};
 
 fn run(dir: &Path, command: &str, config: &str, more: &[&str]) -> Output {
     fs::write(dir.join("config.toml"), config).unwrap();
-    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_composefs-finalize"));
-    program.current_dir(dir).args(["etc", command, "--pristine", "p", "--current", "c", "--new", "n"]);
-    program.args(["--config", "config.toml"]).args(more).output().unwrap()
+    let etc =
+        cmd!(shell(dir), "{PROGRAM} etc {command} --pristine p --current c --new n --config config.toml {more...}");
+    output(etc)
 }
 
 fn trees(dir: &Path, p: &[&str], c: &[&str], n: &[&str]) {

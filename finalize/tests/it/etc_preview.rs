@@ -13,11 +13,12 @@ use finalize::boot::Loader;
 use serde_json::Value;
 
 use crate::{etc_traps::Trap, machine::Machine};
+use xshell::cmd;
+
+use crate::programs::{PROGRAM, output, shell};
 
 fn plan(trap: &Trap, more: &[&str]) -> Output {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_composefs-finalize"));
-    program.current_dir(trap.at("")).args(["etc", "plan", "--pristine", "p", "--current", "c", "--new", "n"]);
-    program.args(more).output().unwrap()
+    output(cmd!(shell(trap.at("")), "{PROGRAM} etc plan --pristine p --current c --new n {more...}"))
 }
 
 fn text(output: &Output) -> String {
@@ -183,8 +184,7 @@ fn a_reader_that_goes_away_is_no_error() {
     for number in 0..3000 {
         trap.file("c", &format!("many/a-long-name-that-fills-a-pipe-{number}"), b"1");
     }
-    let mut program = Command::new(env!("CARGO_BIN_EXE_composefs-finalize"));
-    program.current_dir(trap.at("")).args(["etc", "plan", "--pristine", "p", "--current", "c", "--new", "n"]);
+    let mut program = Command::from(cmd!(shell(trap.at("")), "{PROGRAM} etc plan --pristine p --current c --new n"));
     let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut first = [0; 4];
     let mut out = child.stdout.take().unwrap();

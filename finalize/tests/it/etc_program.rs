@@ -12,8 +12,12 @@ use std::{
 use cap_std::{ambient_authority, fs::Dir};
 use finalize::etc::plan::Colour;
 use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
+use xshell::cmd;
 
-use crate::etc_traps::Trap;
+use crate::{
+    etc_traps::Trap,
+    programs::{ok, output, shell},
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_composefs-finalize");
 
@@ -21,9 +25,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_composefs-finalize");
 const NOBODY: u32 = 65534;
 
 fn run(trap: &Trap, command: &str, more: &[&str]) -> Output {
-    let mut program = Command::new(PROGRAM);
-    program.current_dir(trap.at("")).args(["etc", command, "--pristine", "p", "--current", "c", "--new", "n"]);
-    program.args(more).output().unwrap()
+    output(cmd!(shell(trap.at("")), "{PROGRAM} etc {command} --pristine p --current c --new n {more...}"))
 }
 
 fn is_root(trap: &Trap) -> bool {
@@ -104,10 +106,8 @@ fn few_open_files_are_enough_to_begin_with() {
     let deep = vec!["d"; 150].join("/");
     trap.file("pn", &format!("{deep}/f"), b"1");
     trap.file("c", &format!("{deep}/f"), b"2");
-    let mut shell = Command::new("sh");
-    shell.current_dir(trap.at("")).args(["-c", "ulimit -Sn 64 && exec \"$0\" \"$@\"", PROGRAM, "etc", "merge"]);
-    let output = shell.args(["--pristine", "p", "--current", "c", "--new", "n", "--output", "m"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let limited = "ulimit -Sn 64 && exec \"$0\" etc merge --pristine p --current c --new n --output m";
+    ok(cmd!(shell(trap.at("")), "sh -c {limited} {PROGRAM}"));
     assert_eq!(trap.merged(&format!("{deep}/f")), "2");
 }
 
@@ -212,10 +212,8 @@ fn a_merge_that_is_stopped_by_a_signal_leaves_nothing() {
     }
     // The first calls make the output; what stops the last file comes too late.
     for n in 1..9 {
-        let mut program = Command::new(PROGRAM);
-        program.env("COMPOSEFS_FINALIZE_FAIL", format!("term:{n}")).current_dir(trap.at(""));
-        program.args(["etc", "merge", "--pristine", "p", "--current", "c", "--new", "n", "--output", "m"]);
-        let output = program.output().unwrap();
+        let merge = cmd!(shell(trap.at("")), "{PROGRAM} etc merge --pristine p --current c --new n --output m");
+        let output = output(merge.env("COMPOSEFS_FINALIZE_FAIL", format!("term:{n}")));
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{n}: {message}");
         assert!(message.contains("merging /etc/") && message.contains("stopped by a signal"), "{n}: {message}");
@@ -234,12 +232,12 @@ fn a_local_file_that_may_not_be_read_is_found_before_the_first_write() {
     fs::copy(PROGRAM, &program).unwrap();
     fs::set_permissions(trap.at("c/z/key"), Permissions::from_mode(0o000)).unwrap();
     let merge = || {
-        let mut command = Command::new(&program);
-        command.current_dir(trap.at("")).args(["etc", "merge", "--pristine", "p", "--current", "c", "--new", "n"]);
+        let merge = cmd!(shell(trap.at("")), "{program} etc merge --pristine p --current c --new n --output m");
+        let mut merge = Command::from(merge);
         if root {
-            command.uid(NOBODY).gid(NOBODY);
+            merge.uid(NOBODY).gid(NOBODY);
         }
-        command.args(["--output", "m"]).output().unwrap()
+        merge.output().unwrap()
     };
     if root {
         for entry in walkdir::WalkDir::new(trap.at("")) {

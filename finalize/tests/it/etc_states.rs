@@ -3,8 +3,12 @@
 use std::{fs, process::Command};
 
 use finalize::{boot::Loader, layout};
+use xshell::cmd;
 
-use crate::machine::{Machine, id};
+use crate::{
+    machine::{Machine, id},
+    programs::{self, output, shell},
+};
 
 /// The command on the machine after another boot, into the deployment `letter`.
 fn in_boot(machine: &Machine, boot: &str, letter: &str, args: &[&str]) -> Command {
@@ -126,16 +130,16 @@ fn an_immutable_file_does_not_stop_the_report_and_stays_immutable() {
     let machine = Machine::new(Loader::SystemdBoot);
     ok(&mut in_boot(&machine, "one", "a", &["staged"]));
     let motd = machine.state("b").join("etc/motd");
-    if !Command::new("chattr").arg("+i").arg(&motd).status().is_ok_and(|status| status.success()) {
-        println!("SKIPPED, no chattr here");
+    if !output(cmd!(shell("."), "chattr +i {motd}")).status.success() {
+        println!("SKIPPED: chattr does nothing here");
         return;
     }
     let report = in_boot(&machine, "two", "b", &["report"]).output().unwrap();
-    let flags = Command::new("lsattr").arg(&motd).output().unwrap();
-    Command::new("chattr").arg("-i").arg(&motd).status().unwrap();
+    let flags = programs::ok(cmd!(shell("."), "lsattr {motd}"));
+    programs::ok(cmd!(shell("."), "chattr -i {motd}"));
     assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
     assert!(!machine.state("b").join(layout::ETC_ORIG).exists());
-    assert!(String::from_utf8_lossy(&flags.stdout).starts_with("----i"), "{flags:?}");
+    assert!(flags.starts_with("----i"), "{flags}");
 }
 
 /// Local files that had no place in the merge are somebody's only copies once the deployment has booted.

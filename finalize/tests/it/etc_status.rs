@@ -9,17 +9,17 @@ use std::{
 
 use finalize::boot::Loader;
 use serde_json::Value;
+use xshell::cmd;
 
 use crate::{
     etc_merge::list,
     etc_traps::Trap,
     machine::{Machine, id},
+    programs::{PROGRAM, shell},
 };
 
 fn command(trap: &Trap, what: &str, more: &[&str]) -> Command {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_composefs-finalize"));
-    program.current_dir(trap.at("")).args(["etc", what, "--pristine", "p", "--current", "c"]).args(more);
-    program
+    cmd!(shell(trap.at("")), "{PROGRAM} etc {what} --pristine p --current c {more...}").into()
 }
 
 fn run(trap: &Trap, what: &str, more: &[&str]) -> Output {

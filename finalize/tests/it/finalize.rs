@@ -215,3 +215,17 @@ fn deployments_with_the_same_kernel_may_share_its_directory() {
         assert_eq!(machine.live().iter().find(|name| name.len() == 1).map(String::as_str), Some("a"));
     }
 }
+
+/// The last flush takes the entry in transit and the staged ones; of these two a power cut may leave the first alone.
+#[test]
+fn an_entry_in_transit_that_a_power_cut_has_left_alone_goes_at_the_next_boot() {
+    let machine = Machine::new(Loader::SystemdBoot);
+    machine.ok(&["staged"]);
+    let first = fs::read_to_string(machine.boot("loader/entries/bootc_x-1-1.conf")).unwrap();
+    let transit = machine.boot("loader/entries/zz-composefs-finalize.conf");
+    fs::write(&transit, first.replace("sort-key ", "sort-key !")).unwrap();
+    let report = machine.command_after(&format!("composefs={}", id("b")), &["report"]).output().unwrap();
+    assert!(report.status.success(), "{report:?}");
+    assert!(!transit.exists());
+    machine.assert_finalized();
+}

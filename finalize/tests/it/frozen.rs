@@ -10,19 +10,17 @@ use nix::{
 };
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use wait_timeout::ChildExt;
+use xshell::cmd;
 
-use crate::machine::Machine;
-
-fn ok(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+use crate::{
+    machine::Machine,
+    programs::{ok, output, shell},
+};
 
 /// A mount namespace for this thread, with XFS; nothing where that is not to be had.
 fn can_mount_xfs() -> bool {
     let known = || std::fs::read_to_string("/proc/filesystems").unwrap().contains("\txfs\n");
-    _ = known() || Command::new("modprobe").arg("xfs").status().is_ok_and(|status| status.success());
+    _ = known() || output(cmd!(shell("."), "modprobe xfs")).status.success();
     let mine = unshare(CloneFlags::CLONE_NEWNS);
     if !known() || mine.is_err() {
         println!("SKIPPED: {mine:?}, XFS: {}", known());
@@ -43,14 +41,15 @@ impl Xfs {
     fn root_of(machine: &Machine) -> Self {
         let xfs = Self { image: machine.path("xfs"), root: machine.path("sysroot") };
         std::fs::File::create(&xfs.image).unwrap().set_len(300 << 20).unwrap();
-        ok(Command::new("mkfs.xfs").args(["-q", "-i", "nrext64=0"]).arg(&xfs.image));
+        let (image, root) = (&xfs.image, &xfs.root);
+        ok(cmd!(shell("."), "mkfs.xfs -q -i nrext64=0 {image}"));
         let aside = machine.path("aside");
         std::fs::rename(&xfs.root, &aside).unwrap();
         std::fs::create_dir(&xfs.root).unwrap();
-        ok(Command::new("mount").args(["-o", "loop"]).args([&xfs.image, &xfs.root]));
-        ok(Command::new("cp").arg("-a").arg(aside.join(".")).arg(&xfs.root));
+        ok(cmd!(shell("."), "mount -o loop {image} {root}"));
+        ok(cmd!(shell(&aside), "cp -a . {root}"));
         for how in ["--freeze", "--unfreeze"] {
-            ok(Command::new("fsfreeze").arg(how).arg(&xfs.root));
+            ok(cmd!(shell("."), "fsfreeze {how} {root}"));
         }
         xfs
     }
@@ -58,7 +57,8 @@ impl Xfs {
     /// What GRUB boots from, by name: the menu, or the entries with the kernels that they are for.
     fn as_grub_sees_it(&self, boot_type: BootType) -> BTreeMap<String, String> {
         let grub = |what: &str, path: &str| {
-            ok(Command::new("grub-fstest").arg(&self.image).args([what, "--", &format!("(loop0)/boot/{path}")]))
+            let (image, path) = (&self.image, format!("(loop0)/boot/{path}"));
+            ok(cmd!(shell("."), "grub-fstest {image} {what} -- {path}"))
         };
         let mut seen = BTreeMap::new();
         let mut see = |path: String| seen.insert(path.clone(), grub("cat", &path));
@@ -78,7 +78,8 @@ impl Xfs {
         let mut touch = Command::new("touch").arg(self.root.join("touched")).spawn().unwrap();
         let done = touch.wait_timeout(Duration::from_secs(30)).unwrap();
         if done.is_none() {
-            ok(Command::new("fsfreeze").arg("--unfreeze").arg(&self.root));
+            let root = &self.root;
+            ok(cmd!(shell("."), "fsfreeze --unfreeze {root}"));
         }
         assert!(done.is_some_and(|status| status.success()), "{when}: the file system is frozen");
     }

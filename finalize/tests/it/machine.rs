@@ -50,7 +50,16 @@ impl Machine {
         // In memory, where nothing waits for a disk: what is counted are the calls.
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        let machine = Self { dir: dir.unwrap(), loader, boot_type };
+        Self::in_dir(dir.unwrap(), loader, boot_type)
+    }
+
+    /// The same on a disk, whose file system has calls of its own.
+    pub fn on_disk(loader: Loader, boot_type: BootType) -> Self {
+        Self::in_dir(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), loader, boot_type)
+    }
+
+    fn in_dir(dir: tempfile::TempDir, loader: Loader, boot_type: BootType) -> Self {
+        let machine = Self { dir, loader, boot_type };
         let m = &machine;
         m.files("pristine", &[("hosts", "1"), ("motd", "1"), ("gone", "1"), ("dropped", "1"), ("d/x", "1")]);
         m.deployment("a", &[("hosts", "mine"), ("motd", "1"), ("dropped", "1"), ("d/x", "1"), ("new", "mine")]);

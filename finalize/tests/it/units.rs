@@ -7,7 +7,7 @@ use std::{
 };
 
 const SERVICES: [&str; 3] =
-    ["composefs-finalize.service", "composefs-finalize-report.service", "composefs-finalize-arm.service"];
+    ["composefs-finalize.service", "composefs-finalize-report.service", "composefs-finalize-prepare.service"];
 
 /// What bootc ships, as far as ordering goes; its program is another.
 const BOOTC: &str = "[Unit]\nDescription=x\nDefaultDependencies=no\nRequiresMountsFor=/sysroot\nAfter=local-fs.target\n\

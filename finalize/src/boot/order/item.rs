@@ -2,7 +2,10 @@
 
 use super::Counter;
 use crate::{
-    boot::{bls::Entry, loader::Loader},
+    boot::{
+        bls::Entry,
+        loader::{Loader, Version},
+    },
     digest::DeploymentId,
 };
 
@@ -48,7 +51,9 @@ enum Boots {
     Known,
     /// Only `uki`, which systemd-boot knows from version 258 on.
     Uki,
-    /// Nothing, or something for another architecture.
+    /// Something for another architecture, which GRUB does not ask for.
+    Foreign,
+    /// Nothing.
     Nothing,
 }
 
@@ -64,11 +69,13 @@ impl Item {
     /// The line of a Type #1 entry in the file `name`.
     pub fn of_entry(name: &str, entry: &Entry) -> Self {
         let value = |key| entry.value(key).map(str::to_owned);
+        let bare = |key| entry.value(key).map(|value| unquoted(value).to_owned());
         let known = ["linux", "efi"].into_iter().any(|key| entry.value(key).is_some());
-        let foreign = entry.value("architecture").is_some_and(|name| !name.eq_ignore_ascii_case(ARCHITECTURE));
+        let foreign = bare("architecture").is_some_and(|name| !name.eq_ignore_ascii_case(ARCHITECTURE));
         let boots = match (foreign, known, entry.value("uki")) {
             (false, true, _) => Boots::Known,
             (false, false, Some(_)) => Boots::Uki,
+            (true, true, _) | (true, _, Some(_)) => Boots::Foreign,
             _ => Boots::Nothing,
         };
         let (id, counter) = Counter::split(name);
@@ -80,9 +87,9 @@ impl Item {
             title: value("title"),
             deployment: entry.deployment(),
             ours: entry.is_ours(),
-            sort_key: value("sort-key"),
-            machine_id: value("machine-id").unwrap_or_default(),
-            version: value("version").unwrap_or_default(),
+            sort_key: bare("sort-key"),
+            machine_id: bare("machine-id").unwrap_or_default(),
+            version: bare("version").unwrap_or_default(),
             boots,
         }
     }
@@ -130,20 +137,27 @@ impl Item {
         self.name.rsplit_once('.').map_or(&self.name, |(stem, _)| stem)
     }
 
-    /// Whether the boot loader shows the line. systemd-boot leaves out names that begin with `auto-`, and before
+    /// Whether the boot loader shows the line. systemd-boot leaves out names that begin with `auto-` or a dot, and before
     /// version 258 entries that boot a UKI by the key `uki`.
-    pub fn is_shown(&self, loader: Loader, version: Option<u32>) -> bool {
+    pub fn is_shown(&self, loader: Loader, version: Option<Version>) -> bool {
         if loader != Loader::SystemdBoot {
             return self.boots != Boots::Nothing;
         }
         let auto = self.name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("auto-"));
+        let hidden = self.kind != Kind::Menu && self.name.starts_with('.');
         match self.boots {
-            _ if auto => false,
+            _ if auto || hidden => false,
             Boots::Known => true,
-            Boots::Uki => version.is_none_or(|version| version >= 258),
-            Boots::Nothing => false,
+            Boots::Uki => version.is_none_or(|version| version >= Version(258, 0)),
+            Boots::Foreign | Boots::Nothing => false,
         }
     }
+}
+
+/// A value as systemd-boot takes it, in an entry or in loader.conf: without the quotes around it.
+pub(super) fn unquoted(value: &str) -> &str {
+    let inside = |quote| value.strip_prefix(quote).and_then(|value| value.strip_suffix(quote));
+    inside('"').or_else(|| inside('\'')).unwrap_or(value)
 }
 
 /// A value of os-release(5), without its quotes.

@@ -10,6 +10,10 @@ use super::Item;
 pub enum Pin {
     /// The EFI variable `LoaderEntryOneShot`.
     OneShotVariable,
+    /// The EFI variable `LoaderEntryPreferred`.
+    PreferredVariable,
+    /// `preferred` in loader.conf.
+    PreferredByConf,
     /// The EFI variable `LoaderEntryDefault`.
     DefaultVariable,
     /// `@saved` in `LoaderEntryDefault`: the entry that was chosen last.
@@ -24,6 +28,13 @@ pub enum Pin {
     SavedEntry,
     /// A fixed `default=` in grub.cfg.
     GrubCfg,
+}
+
+impl Pin {
+    /// Whether an entry without tries is passed over.
+    pub(super) fn is_preferred(self) -> bool {
+        matches!(self, Self::PreferredVariable | Self::PreferredByConf)
+    }
 }
 
 /// A choice that is in force.
@@ -59,6 +70,8 @@ impl Pinned {
             Pin::LoaderConf | Pin::SavedByConf => {
                 "to undo: remove the line \"default\" from loader/loader.conf on the ESP"
             }
+            Pin::PreferredVariable => "to undo: remove the EFI variable LoaderEntryPreferred",
+            Pin::PreferredByConf => "to undo: remove the line \"preferred\" from loader/loader.conf on the ESP",
             Pin::NextEntry => "to undo: grub-editenv - unset next_entry (grub2-editenv on some systems)",
             Pin::SavedEntry => "to undo: grub-editenv - unset saved_entry (grub2-editenv on some systems)",
             Pin::GrubCfg => "to undo: set default=0 in grub.cfg",
@@ -71,6 +84,8 @@ impl fmt::Display for Pinned {
         let value = &self.value;
         match self.pin {
             Pin::OneShotVariable => write!(f, "the EFI variable LoaderEntryOneShot ({value})"),
+            Pin::PreferredVariable => write!(f, "the EFI variable LoaderEntryPreferred ({value})"),
+            Pin::PreferredByConf => write!(f, "loader.conf (preferred {value})"),
             Pin::DefaultVariable => write!(f, "the EFI variable LoaderEntryDefault ({value})"),
             Pin::SavedByVariable => write!(f, "the EFI variable LoaderEntryDefault (@saved: {value})"),
             Pin::LoaderConf => write!(f, "loader.conf (default {value})"),

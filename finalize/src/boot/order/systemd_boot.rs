@@ -2,13 +2,16 @@
 
 use std::cmp::{Ordering, Reverse};
 
-use super::{Item, Pin, Pinned, Settings, compare_versions};
+use super::{Item, Pin, Pinned, Settings, compare_versions, item::unquoted};
+use crate::boot::loader::Version;
 
 /// The variables of the Boot Loader Interface that choose an entry, as text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Variables {
     /// `LoaderEntryOneShot`: for the next boot only.
     pub one_shot: Option<String>,
+    /// `LoaderEntryPreferred`: as the default, but never an entry without tries.
+    pub preferred: Option<String>,
     /// `LoaderEntryDefault`: `bootctl set-default`, and the key `d` in the menu.
     pub default: Option<String>,
     /// `LoaderEntryLastBooted`: what `@saved` means.
@@ -34,45 +37,57 @@ pub fn compare(one: &Item, other: &Item) -> Ordering {
     spent(one).cmp(&spent(other)).then(by_key).then_with(by_name).then_with(by_counter)
 }
 
-/// What chooses a line of the menu: the variable for one boot, then the variable, then loader.conf. A pattern that fits
-/// no line chooses nothing, and the next place is looked at.
+/// What chooses a line of the menu: the variable for one boot; then the preferred entry, the variable before loader.conf
+/// (systemd-boot 260 and later); then the default, likewise. A pattern that fits no line chooses nothing, and the next place
+/// is looked at.
 pub fn chosen(order: &[Item], settings: &Settings) -> Option<(usize, Pinned)> {
     let variables = &settings.variables;
     let find = |pin: Pin, pattern: Option<&str>| {
         let pattern = pattern?.to_ascii_lowercase();
-        let at = order.iter().position(|item| fits(&pattern, item, settings.version))?;
+        let is_spent = |item: &Item| item.counter.is_some_and(|counter| counter.left == 0);
+        let may_be = |item: &Item| !pin.is_preferred() || !is_spent(item);
+        let at = order.iter().position(|item| fits(&pattern, item, settings.version) && may_be(item))?;
         Some((at, Pinned::new(pin, &pattern, &order[at])))
     };
-    let is_saved = |text: &str| text.eq_ignore_ascii_case("@saved");
-    let last = variables.last_booted.as_deref();
-    let from_conf = loader_conf_default(&settings.loader_conf);
-    let by_variable = || match variables.default.as_deref() {
-        Some(text) if is_saved(text) => find(Pin::SavedByVariable, last),
-        text => find(Pin::DefaultVariable, text),
+    let either = |text: Option<&str>, (plain, saved): (Pin, Pin)| match text {
+        Some(text) if text.eq_ignore_ascii_case("@saved") => find(saved, variables.last_booted.as_deref()),
+        text => find(plain, text),
     };
-    let by_conf = || match from_conf.as_deref() {
-        Some(text) if is_saved(text) => find(Pin::SavedByConf, last),
-        text => find(Pin::LoaderConf, text),
+    let conf = |key| loader_conf(&settings.loader_conf, key);
+    let knows_preferred = settings.version.is_none_or(|version| version >= Version(260, 0));
+    let preferred = || {
+        let variable = (Pin::PreferredVariable, Pin::PreferredVariable);
+        let by_variable = either(variables.preferred.as_deref(), variable);
+        by_variable.or_else(|| either(conf("preferred").as_deref(), (Pin::PreferredByConf, Pin::PreferredByConf)))
     };
-    find(Pin::OneShotVariable, variables.one_shot.as_deref()).or_else(by_variable).or_else(by_conf)
+    find(Pin::OneShotVariable, variables.one_shot.as_deref())
+        .or_else(|| knows_preferred.then(preferred)?)
+        .or_else(|| either(variables.default.as_deref(), (Pin::DefaultVariable, Pin::SavedByVariable)))
+        .or_else(|| either(conf("default").as_deref(), (Pin::LoaderConf, Pin::SavedByConf)))
 }
 
-/// The key `default` of loader.conf; the last one counts. Special names but `@saved` are passed over.
+/// The key `default` of loader.conf.
 pub fn loader_conf_default(text: &str) -> Option<String> {
+    loader_conf(text, "default")
+}
+
+/// A key of loader.conf; the last one counts. Special names but `@saved` are passed over.
+fn loader_conf(text: &str, wanted: &str) -> Option<String> {
     let line = |line: &str| {
         let (key, value) = line.trim().split_once([' ', '\t'])?;
         let value = value.trim();
-        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+        let value = unquoted(value);
         let special = value.starts_with('@') && !value.eq_ignore_ascii_case("@saved");
-        (key == "default" && !value.is_empty() && !special).then(|| value.to_owned())
+        (key == wanted && !value.is_empty() && !special).then(|| value.to_owned())
     };
     text.split(['\n', '\r']).filter_map(line).next_back()
 }
 
-/// Whether a pattern in lower case means the line. Until version 257 the counter is a part of the name that is compared.
-fn fits(pattern: &str, item: &Item, version: Option<u32>) -> bool {
+/// Whether a pattern in lower case means the line. The counter was a part of the name that is compared until it was mended
+/// in version 258, and in 257 by an update.
+fn fits(pattern: &str, item: &Item, version: Option<Version>) -> bool {
     let name = match version {
-        Some(..=257) => &item.name,
+        Some(version) if version < Version(257, 10) => &item.name,
         _ => &item.id,
     };
     fnmatch(pattern.as_bytes(), name.to_ascii_lowercase().as_bytes())

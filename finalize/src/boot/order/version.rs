@@ -1,4 +1,4 @@
-//! How versions and file names compare (the UAPI group's "Version Format Specification").
+//! How versions compare, and file names with systemd-boot (the UAPI group's "Version Format Specification").
 
 use std::cmp::Ordering;
 
@@ -7,36 +7,30 @@ use std::cmp::Ordering;
 pub fn compare_versions(one: &str, other: &str) -> Ordering {
     let valid = |c: &u8| c.is_ascii_alphanumeric() || b"-.~^".contains(c);
     let (mut a, mut b) = (one.as_bytes(), other.as_bytes());
+    // Who has the character comes first; where both have it, it is passed over.
+    let special = |c: u8, a: &mut &[u8], b: &mut &[u8]| {
+        let has = [a.first() == Some(&c), b.first() == Some(&c)];
+        if has == [true, true] {
+            (*a, *b) = (&a[1..], &b[1..]);
+        }
+        has[1].cmp(&has[0])
+    };
     loop {
         a = &a[a.iter().position(&valid).unwrap_or(a.len())..];
         b = &b[b.iter().position(&valid).unwrap_or(b.len())..];
-        for special in *b"~" {
-            match (a.first() == Some(&special), b.first() == Some(&special)) {
-                (true, true) => (a, b) = (&a[1..], &b[1..]),
-                (true, false) => return Ordering::Less,
-                (false, true) => return Ordering::Greater,
-                (false, false) => {}
-            }
+        let order = special(b'~', &mut a, &mut b);
+        if order != Ordering::Equal {
+            return order;
         }
         if a.is_empty() || b.is_empty() {
             return a.len().cmp(&b.len());
         }
-        let mut stepped = false;
-        for special in *b"-^." {
-            match (a[0] == special, b[0] == special) {
-                (true, true) => {
-                    (a, b, stepped) = (&a[1..], &b[1..], true);
-                    break;
-                }
-                (true, false) => return Ordering::Less,
-                (false, true) => return Ordering::Greater,
-                (false, false) => {}
-            }
+        // In this order, one of each: `-.` is lower than `-~`, as with systemd itself.
+        let order = b"-^.".iter().fold(Ordering::Equal, |order, c| order.then_with(|| special(*c, &mut a, &mut b)));
+        if order != Ordering::Equal {
+            return order;
         }
-        if stepped {
-            continue;
-        }
-        let digits = a[0].is_ascii_digit() || b[0].is_ascii_digit();
+        let digits = [a, b].iter().any(|text| text.first().is_some_and(u8::is_ascii_digit));
         let (x, rest_a) = run(a, digits);
         let (y, rest_b) = run(b, digits);
         // No number at all comes before every number, zero too.
@@ -101,5 +95,7 @@ mod tests {
         }
         assert_eq!(compare_versions("01", "1"), Ordering::Equal);
         assert_eq!(compare_versions("a_b", "a b"), Ordering::Equal);
+        assert_eq!(compare_versions("-.", "-~"), Ordering::Less);
+        assert_eq!(compare_versions("-.", "-"), Ordering::Less);
     }
 }

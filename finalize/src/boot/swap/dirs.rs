@@ -1,5 +1,7 @@
 //! Two directories of Type #1 entries, and how one takes the place of the other.
 
+mod one_by_one;
+
 use std::io;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -40,6 +42,8 @@ pub struct Dirs {
     next: Entries,
     /// Whether the boot loader reads the entries in its own language, from a file beside them.
     generates: bool,
+    /// Whether the files that are to be renamed into the live directory one by one are on the disk.
+    are_aside: bool,
     done: Done,
 }
 
@@ -61,7 +65,8 @@ impl Dirs {
         let (order, method) = (place.loader, place.method);
         let generates =
             live.get(grub::GENERATED).is_some() || next.get(grub::GENERATED).is_some() || sources_generated(place)?;
-        let dirs = Self { loader, order, method, id: id.clone(), live, next, generates, done: Done::Nothing };
+        let (are_aside, done) = (false, Done::Nothing);
+        let dirs = Self { loader, order, method, id: id.clone(), live, next, generates, are_aside, done };
         if dirs.live.first_deployment(order).as_ref() == Some(id) {
             return Ok((dirs, Stands::Exchanged));
         }
@@ -81,10 +86,22 @@ impl Dirs {
     /// What the live entries are is on the disk, and is read back.
     fn make_durable(&mut self) -> Result<()> {
         sys::sync::file_system(self.loader.open(".")?).context("syncing the exchanged entries")?;
-        sys::sync::fsync(self.loader.open_dir(ENTRIES)?.open(".")?).context("syncing loader/entries")?;
-        sys::sync::checkpoint(&self.loader).context("writing the boot file system's journal back")?;
+        if self.method == Method::Exchange {
+            sys::sync::fsync(self.loader.open_dir(ENTRIES)?.open(".")?).context("syncing loader/entries")?;
+        }
+        self.checkpoint()?;
         self.live = Entries::read(&self.loader, ENTRIES).context("reading loader/entries back")?.unwrap_or_default();
         Ok(())
+    }
+
+    /// Writes the journal back where there is one: what knows no exchange has none.
+    fn checkpoint(&self) -> Result<()> {
+        match self.method {
+            Method::Exchange => {
+                sys::sync::checkpoint(&self.loader).context("writing the boot file system's journal back")
+            }
+            Method::OneByOne => Ok(()),
+        }
     }
 
     /// The staged entry of the new deployment.
@@ -164,48 +181,6 @@ impl Dirs {
         foreign.chain(self.next.files()).map(owned).collect()
     }
 
-    /// Adds the new deployment's entry under a name and a key that sort before all others.
-    fn put_transit(&self) -> Result<()> {
-        let entry = self.primary()?;
-        let key = format!("!{}", entry.value("sort-key").unwrap_or_default());
-        let live = self.loader.open_dir(ENTRIES)?;
-        put(&live, TRANSIT, &entry.with("sort-key", &key).to_string())?;
-        if let Some(text) = self.next.get(grub::GENERATED) {
-            put(&live, grub::GENERATED, text)?;
-        }
-        Ok(())
-    }
-
-    /// The live entries without the transit one. A power cut may leave it or take it: the old deployment boots after this.
-    fn remove_transit(&self) -> Result<()> {
-        let live = self.loader.open_dir(ENTRIES)?;
-        let files = Entries::read(&self.loader, ENTRIES)?.unwrap_or_default();
-        if files.get(grub::GENERATED).is_some() {
-            let others: Entries = files.files().filter(|(name, _)| *name != TRANSIT).map(owned).collect();
-            put(&live, grub::GENERATED, &grub::menuentries(&others))?;
-        }
-        Ok(sys::remove::file(&live, TRANSIT)?)
-    }
-
-    /// From the transit entry to the staged ones: add and rewrite, then remove what is ours and not among them, the
-    /// transit entry last. The new deployment is first at every step.
-    fn finish_one_by_one(&self) -> io::Result<()> {
-        let live = self.loader.open_dir(ENTRIES)?;
-        let primary = self.next.of_deployment(self.order, &self.id).map(|(name, _)| name);
-        let (last, others): (Vec<_>, Vec<_>) = self.next.files().partition(|(name, _)| Some(*name) == primary);
-        for (name, content) in others.into_iter().chain(last) {
-            if self.live.get(name) != Some(content) {
-                put(&live, name, content)?;
-            }
-        }
-        for name in superfluous(&self.live, &self.next) {
-            sys::remove::file(&live, name)?;
-        }
-        sys::sync::file_system(live.open(".")?)?;
-        sys::remove::file(&live, TRANSIT)?;
-        sys::sync::file_system(live.open(".")?)
-    }
-
     /// Removes the directory that is not live, once nothing in it is somebody else's.
     fn remove_old(&self) -> io::Result<()> {
         let live = self.loader.open_dir(ENTRIES)?;
@@ -235,9 +210,13 @@ impl Exchange for Dirs {
 
     fn sync(&mut self) -> Result<()> {
         self.prepare().context("preparing loader/entries.staged")?;
+        if self.method == Method::OneByOne {
+            self.write_aside()?;
+            self.are_aside = true;
+        }
         sys::sync::file_system(self.loader.open(".")?).context("syncing the boot file system")?;
         // Also for GRUB, which sees nothing that is only in the journal.
-        sys::sync::checkpoint(&self.loader).context("writing the boot file system's journal back")
+        self.checkpoint()
     }
 
     fn exchange(&mut self) -> Result<()> {
@@ -282,9 +261,12 @@ impl Exchange for Dirs {
     }
 
     fn clean_up(&mut self) -> Result<()> {
-        let finished = self.live.get(TRANSIT).is_none();
-        if !finished && self.next.of_deployment(self.order, &self.id).is_some() {
-            self.finish_one_by_one().context("rewriting loader/entries")?;
+        if self.live.get(TRANSIT).is_some() {
+            if self.next.of_deployment(self.order, &self.id).is_some() {
+                self.finish_one_by_one().context("rewriting loader/entries")?;
+            } else if self.is_whole() {
+                sys::remove::file(&self.loader.open_dir(ENTRIES)?, TRANSIT).context("removing the entry in transit")?;
+            }
         }
         self.remove_old().context("removing loader/entries.staged")?;
         sys::sync::file_system(self.loader.open(".")?).context("syncing the boot file system")
@@ -318,12 +300,6 @@ fn is_ours(name: &str, content: &str) -> bool {
     is_entry(name) && content.parse::<Entry>().is_ok_and(|entry| entry.is_ours())
 }
 
-/// The live entries that are ours and not among the next, in whatever case.
-fn superfluous<'a>(live: &'a Entries, next: &'a Entries) -> impl Iterator<Item = &'a str> {
-    let old = move |(name, content): &(&str, &str)| is_ours(name, content) && !next.has_in_any_case(name);
-    live.files().filter(old).map(|(name, _)| name).filter(|name| *name != TRANSIT)
-}
-
 /// Puts a file in place by rename, its content on the disk before its name, both before returning.
 fn put(dir: &Dir, name: &str, content: &str) -> io::Result<()> {
     let written = sys::file::write(dir, ASIDE, content.as_bytes())
@@ -338,19 +314,4 @@ fn put(dir: &Dir, name: &str, content: &str) -> io::Result<()> {
 
 fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_differ_in_case_are_one_file() {
-        let entries = |names: &[&str]| -> Entries {
-            names.iter().map(|name| ((*name).to_owned(), "linux /bootc_composefs-x/vmlinuz\n".to_owned())).collect()
-        };
-        let live = entries(&["BOOTC_X-1-1.CONF", "bootc_x-0-1.conf", "Old.Conf", "notes.txt", TRANSIT]);
-        let next = entries(&["bootc_x-1-1.conf", "bootc_x-1-0.conf"]);
-        assert_eq!(superfluous(&live, &next).collect::<Vec<_>>(), ["Old.Conf", "bootc_x-0-1.conf"]);
-    }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    File, Owners, Sides, Work, field, names_in, number,
+    File, Owners, Sides, Table, Work, field, names_in, number,
     table::{Field, Record, Records},
     text,
 };
@@ -57,9 +57,9 @@ impl Work<'_> {
         for (file, what, owned) in [(File::Passwd, "user", &owners.uids), (File::Group, "group", &owners.gids)] {
             for (name, record) in self.dropped(file) {
                 let owned = number(record).and_then(|number| Some((number, owned.get(&number)?)));
-                let Some((number, path)) = owned else { continue };
+                let Some((number, reference)) = owned else { continue };
                 let kept = format!("{}: kept {what} {} ({number}), removed from the image", file.name(), text(name));
-                let note = format!("{kept}, because /etc/{path} belongs to it");
+                let note = format!("{kept}, because {reference}");
                 wanted.push(Wanted { file, name: name.clone(), record: record.clone(), note });
             }
         }
@@ -71,11 +71,9 @@ impl Work<'_> {
         let Some((sides, merged)) = self.of(File::Group) else { return vec![] };
         let mut made: BTreeMap<&[u8], &Field> = BTreeMap::new();
         for (name, record) in merged {
-            let named =
-                |records: &Records| -> BTreeSet<Field> { records.get(name).map(members_of).unwrap_or_default() };
-            let (pristine, current) = (named(&sides.pristine.records), named(&sides.current.records));
+            let [pristine, current] = [&sides.pristine, &sides.current].map(|side| members(side, name));
             let members = record.iter().filter_map(|line| line.get(3)).flat_map(|list| names_in(list));
-            made.extend(members.filter(|m| current.contains(*m) && !pristine.contains(*m)).map(|m| (m, name)));
+            made.extend(members.filter(|m| current.contains(m) && !pristine.contains(m)).map(|m| (m, name)));
         }
         let kept = |(name, record): (&Field, &Record)| {
             let group = made.get(&name[..])?;
@@ -152,20 +150,22 @@ impl Work<'_> {
     /// Users that the merge left out are members of nothing, where they were members only while they were there.
     pub(super) fn drop_members_that_are_gone(&mut self) {
         let Some((users, merged)) = self.of(File::Passwd) else { return };
-        let gone = |sides: &Sides, group: &Field, member: &[u8]| {
-            let [current, new] = [&users.current, &users.new].map(|side| side.records.contains_key(member));
-            let was_dangling = !current && members(&sides.current.records, group).contains(member);
-            !merged.contains_key(member) && (current || new) && !was_dangling
+        let is_there = |records: &Records, member: &[u8]| records.contains_key(member);
+        let is_gone = |member: &[u8]| {
+            !is_there(merged, member) && [&users.current, &users.new].iter().any(|side| is_there(&side.records, member))
         };
         let mut changed = vec![];
         for file in [File::Group, File::Gshadow] {
             let Some((sides, groups)) = self.of(file) else { continue };
             let mut groups = groups.clone();
             for (name, record) in &mut groups {
+                let here = members(&sides.current, name);
+                let was_dangling = |member: &[u8]| !is_there(&users.current.records, member) && here.contains(member);
                 for at in file.shape().1 {
                     let list = &mut record[0][*at];
-                    let stay: Vec<&[u8]> = names_in(list).filter(|member| !gone(sides, name, member)).collect();
-                    if stay.len() < names_in(list).count() {
+                    let (gone, stay): (Vec<&[u8]>, Vec<&[u8]>) =
+                        names_in(list).partition(|member| is_gone(member) && !was_dangling(member));
+                    if !gone.is_empty() {
                         *list = stay.join(&b',');
                     }
                 }
@@ -176,13 +176,10 @@ impl Work<'_> {
     }
 }
 
-/// Everyone that a group's record names.
-fn members_of(record: &Record) -> BTreeSet<Field> {
-    record.iter().flat_map(|line| line.iter().skip(2)).flat_map(|list| names_in(list)).map(<[u8]>::to_vec).collect()
-}
-
-fn members(records: &Records, group: &Field) -> BTreeSet<Field> {
-    records.get(group).map(members_of).unwrap_or_default()
+/// Everyone whom the record of `group` names: members, and who may add some.
+fn members<'a>(side: &'a Table, group: &Field) -> BTreeSet<&'a [u8]> {
+    let lines = side.records.get(group).into_iter().flatten();
+    lines.flat_map(|line| line.iter().skip(2)).flat_map(|list| names_in(list)).collect()
 }
 
 /// The first record of each number.

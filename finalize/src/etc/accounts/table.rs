@@ -49,8 +49,8 @@ impl Table {
         Self::read(file, bytes).map(|(table, _)| table)
     }
 
-    /// The same, and a remark for each line that is neither a record, a comment, blank, nor of a directory service, and
-    /// for each name that stands twice. A remark names no content: `shadow` holds secrets.
+    /// The same, and a remark for each line that is neither a record, a comment, blank, nor of a directory service, for
+    /// each name that stands twice, and for ends of lines that are not those of this system. A remark names no content: `shadow` holds secrets.
     ///
     /// A second line of a name becomes one with the first where the lines are equal, or where both are of one number and
     /// have members, which are joined. Any other second line stays as it is: what it says is not known to be the same.
@@ -58,10 +58,12 @@ impl Table {
         if bytes.contains(&0) {
             return None;
         }
-        let (mut table, mut remarks) = (Self::default(), vec![]);
+        let (mut table, mut remarks, mut again) = (Self::default(), vec![], Again::new());
         let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let lines = text.split(|b| *b == b'\n').take(if bytes.is_empty() { 0 } else { usize::MAX });
+        let mut with_cr = 0;
         for (number, line) in lines.enumerate() {
+            with_cr += usize::from(line.ends_with(b"\r"));
             let other = Line::Other(line.to_vec());
             let fields: Vec<Field> = line.split(|b| *b == b':').map(<[u8]>::to_vec).collect();
             let name = &fields[0];
@@ -71,18 +73,32 @@ impl Table {
                 remarks.push(format!("{}: line {} is no record; it stays as it is", file.name(), number + 1));
                 table.lines.push(other);
             } else if let Some(record) = table.records.get_mut(name) {
-                let several = matches!(file, File::Subuid | File::Subgid);
-                match (several, join(file, &mut record[0], &fields)) {
-                    (true, _) => record.push(fields),
-                    (false, joined) => {
-                        remarks.push(twice(file, name, joined));
-                        table.lines.extend((!joined).then_some(other));
-                    }
+                if matches!(file, File::Subuid | File::Subgid) {
+                    record.push(fields);
+                } else if can_join(file, &record[0], &fields) {
+                    again.entry(name.clone()).or_default().0.push(fields);
+                } else {
+                    again.entry(name.clone()).or_default().1 += 1;
+                    table.lines.push(other);
                 }
             } else {
                 table.lines.push(Line::Record(name.clone()));
                 table.records.insert(name.clone(), vec![fields]);
             }
+        }
+        for (name, (same, others)) in again {
+            if let Some(record) = table.records.get_mut(&name).filter(|_| !same.is_empty()) {
+                join(file, &mut record[0], &same);
+                remarks.push(is_one_now(file, &name, same.len() + 1));
+            }
+            if others > 0 {
+                let (file, name, times) = (file.name(), super::text(&name), times(others + 1));
+                remarks.push(format!("{file}: {name} stands {times} with different fields; all lines stay"));
+            }
+        }
+        if with_cr > 0 {
+            let (name, s) = (file.name(), if with_cr == 1 { " ends" } else { "s end" });
+            remarks.push(format!("{name}: {with_cr} line{s} with a carriage return, which is part of the last field"));
         }
         Some((table, remarks))
     }
@@ -149,34 +165,34 @@ impl Table {
     }
 }
 
-/// Adds the members of a second line of the same name to its first; says whether the first now holds all of it.
-fn join(file: File, first: &mut [Field], second: &[Field]) -> bool {
-    let lists = file.shape().1;
-    if first == second {
-        return true;
-    }
-    if lists.is_empty() || (file == File::Group && first[2] != second[2]) {
-        return false;
-    }
-    for at in lists {
-        let mut all: Vec<&[u8]> = names_in(&first[*at]).collect();
-        let seen: BTreeSet<&[u8]> = all.iter().copied().collect();
-        let more: Vec<_> = names_in(&second[*at]).filter(|name| !seen.contains(name)).collect();
-        if !more.is_empty() {
-            all.extend(more);
-            first[*at] = all.join(&b',');
-        }
-    }
-    true
+/// Further lines of names that have a record: those that become one with it, and how many others there are.
+type Again = BTreeMap<Field, (Vec<Vec<Field>>, usize)>;
+
+/// Whether the first line of a name can hold all that a second one says.
+fn can_join(file: File, first: &[Field], second: &[Field]) -> bool {
+    let has_lists = !file.shape().1.is_empty();
+    first == second || (has_lists && (file != File::Group || first[2] == second[2]))
 }
 
-fn twice(file: File, name: &[u8], joined: bool) -> String {
-    let name = super::text(name);
-    match joined {
-        true if file.shape().1.is_empty() => {
-            format!("{}: {name} stood twice, in equal lines; it is one now", file.name())
-        }
-        true => format!("{}: {name} stood twice; it is one line now, with the members of both", file.name()),
-        false => format!("{}: {name} stands twice with different fields; both lines stay", file.name()),
+/// Adds the members of further lines of a name to its first.
+fn join(file: File, first: &mut [Field], more: &[Vec<Field>]) {
+    for at in file.shape().1 {
+        let mut seen = BTreeSet::new();
+        let all = std::iter::once(&first[*at]).chain(more.iter().map(|line| &line[*at]));
+        let all: Vec<&[u8]> = all.flat_map(|list| names_in(list)).filter(|name| seen.insert(*name)).collect();
+        first[*at] = all.join(&b',');
     }
+}
+
+fn is_one_now(file: File, name: &[u8], lines: usize) -> String {
+    let (name, times) = (super::text(name), times(lines));
+    let whose = if lines == 2 { "both" } else { "all" };
+    match file.shape().1 {
+        [] => format!("{}: {name} stood {times}, in equal lines; it is one now", file.name()),
+        _ => format!("{}: {name} stood {times}; it is one line now, with the members of {whose}", file.name()),
+    }
+}
+
+fn times(number: usize) -> String {
+    if number == 2 { "twice".into() } else { format!("{number} times") }
 }

@@ -75,8 +75,9 @@ fn lines_that_are_no_records_stay_where_they_are_and_those_of_directory_services
 fn a_name_that_stands_twice_is_one_record_and_what_is_not_the_same_stays() {
     let (parse, text) = (|file, text: &str| Table::read(file, text.replace(' ', "\n").as_bytes()).unwrap(), shown);
     for (file, given, want, remarks) in [
-        (File::Group, "d:x:9: a:x:1: d:x:9:ada,bo d:x:9:ada", "d:x:9:ada,bo a:x:1:", 2),
+        (File::Group, "d:x:9: a:x:1: d:x:9:ada,bo d:x:9:ada", "d:x:9:ada,bo a:x:1:", 1),
         (File::Group, "d:x:9: d:x:8:ada", "d:x:9: d:x:8:ada", 1),
+        (File::Group, "d:x:9: d:x:8:ada d:x:9:bo d:x:7:", "d:x:9:bo d:x:8:ada d:x:7:", 2),
         (File::Passwd, "a:x:1:1::: a:x:1:1:::", "a:x:1:1:::", 1),
         (File::Passwd, "a:x:1:1::: a:x:2:2:::", "a:x:1:1::: a:x:2:2:::", 1),
         (File::Gshadow, "d:!:me:a d:!:you:b", "d:!:me,you:a,b", 1),
@@ -135,7 +136,7 @@ fn what_is_kept_keeps_what_it_refers_to() {
     let decided =
         [(File::Passwd, "a:x:1:1:n::"), (File::Group, "a:x:1:"), (File::Shadow, "a:*:::::::"), (File::Subuid, "")];
     assert!(merged(&sides, &decided, &Owners::default()).0.is_empty());
-    let owners = Owners { uids: BTreeMap::from([(5, RelPath::from("scores"))]), ..Owners::default() };
+    let owners = Owners { uids: BTreeMap::from([(5, Reference::Owner(RelPath::from("scores")))]), ..Owners::default() };
     let (files, notes) = merged(&sides, &decided, &owners);
     let want = [
         "passwd a:x:1:1:n:: games:x:5:60:::",

@@ -90,7 +90,9 @@ impl<'a> Writer<'a> {
             };
             let taken = take_leaf((from, name), (to, name), node, self.roots);
             let above = Some(dir).filter(|dir| !dir.as_bytes().is_empty());
-            self.done.bytes_copied += taken.map_err(|error| (RelPath::child(above, name), error))?;
+            let copied = taken.map_err(|error| (RelPath::child(above, name), error))?;
+            self.done.unshared += u64::from(copied.is_some());
+            self.done.bytes_copied += copied.unwrap_or_default();
         }
         Ok(())
     }
@@ -103,7 +105,9 @@ impl<'a> Writer<'a> {
         }
         let from = self.new.parent_of(path)?;
         let (from, to) = ((from, path.name()), (to, path.name()));
-        self.done.bytes_copied += take_leaf(from, to, || Ok(node.clone()), self.roots)?;
+        let copied = take_leaf(from, to, || Ok(node.clone()), self.roots)?;
+        self.done.unshared += u64::from(copied.is_some());
+        self.done.bytes_copied += copied.unwrap_or_default();
         Ok(())
     }
 
@@ -215,15 +219,20 @@ impl<'a> Writer<'a> {
 }
 
 /// A leaf of the new tree: the same inode under a second name, so that nothing is copied; where that cannot or shall not
-/// be, a copy of `node`. Returns the bytes that had to be copied.
-fn take_leaf(from: At<'_>, to: At<'_>, node: impl FnOnce() -> io::Result<Node>, roots: Roots<'_>) -> io::Result<u64> {
+/// be, a copy of `node`. Returns the bytes of a copy.
+fn take_leaf(
+    from: At<'_>,
+    to: At<'_>,
+    node: impl FnOnce() -> io::Result<Node>,
+    roots: Roots<'_>,
+) -> io::Result<Option<u64>> {
     if roots.links == Links::Share {
         match sys::node::link(from.0, from.1, to.0, to.1) {
             Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::XDEV | Errno::MLINK | Errno::PERM)) => {}
-            other => return other.map(|()| 0),
+            other => return other.map(|()| None),
         }
     }
-    copy(from, to, &node()?, || roots.check()).map(|copied| copied.bytes)
+    copy(from, to, &node()?, || roots.check()).map(|copied| Some(copied.bytes))
 }
 
 /// Whether something else is there than what was looked for.
@@ -304,7 +313,7 @@ pub fn finish(dir: BorrowedFd<'_>, name: &[u8], node: &Node) -> io::Result<()> {
         sys::xattr::set(dir, name, key, value)?;
     }
     if let Some(label) = &node.label {
-        sys::xattr::set(dir, name, b"security.selinux", label)?;
+        sys::xattr::set_label(dir, name, label)?;
     }
     let is_mode = owned && node.xattrs.is_empty() && u32::from(made.stx_mode) & 0o7777 == node.mode;
     if !matches!(node.kind, Kind::Link(_)) && !is_mode {

@@ -64,8 +64,8 @@ impl Plan {
                 step.reason = Reason::TypeConflict;
                 self.aside.insert(path.clone());
             }
-            (Keep::Image, Reason::Local) => step.reason = Reason::Image,
-            (Keep::Local, Reason::Image) => step.reason = Reason::Local,
+            (Keep::Image, Reason::Local | Reason::Held) => step.reason = Reason::Image,
+            (Keep::Local, Reason::Image) => step.reason = Reason::Held,
             _ => {}
         }
     }

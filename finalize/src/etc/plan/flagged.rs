@@ -19,7 +19,7 @@ pub fn keep(plan: &mut Plan, trees: &Trees, bytes: &mut dyn SameBytes) -> Result
         let [p, c, n] = [&trees.pristine, &trees.current, &trees.new].map(|tree| tree.nodes.get(path));
         let Some(step) = plan.steps.get_mut(path).filter(|step| step.reason == Reason::Image) else { continue };
         if same((Side::Pristine, p), (Side::New, n), path, bytes).map_err(|error| (path.clone(), error))? {
-            (step.take, step.reason, step.node) = (Take::Current, Reason::Local, c.cloned());
+            (step.take, step.reason, step.node) = (Take::Current, Reason::Held, c.cloned());
         } else if step.node.as_ref().is_some_and(|node| !Node::is_dir(node)) {
             let why = "may not be changed here (chattr), but is the booted image's";
             plan.notes.push(format!("/etc/{path} {why}: the new one is taken, without the flag"));

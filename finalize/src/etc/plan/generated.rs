@@ -4,7 +4,7 @@
 use super::{Plan, Step, Trees};
 use crate::etc::{
     merge::{Reason, Take},
-    policy::Policy,
+    policy::{Keep, Policy},
     tree::{Node, RelPath},
 };
 
@@ -12,7 +12,7 @@ impl Plan {
     /// Lets a generated file follow the image where it would be in conflict, and notes that it does.
     pub(super) fn follow_if_generated(&mut self, policy: &Policy, path: &RelPath, step: &mut Step, trees: &Trees) {
         let in_conflict = matches!(step.reason, Reason::ContentConflict | Reason::RemovedConflict);
-        if !in_conflict || !is_generated(path) || policy.rule(path).is_some() {
+        if !in_conflict || !is_generated(path) || policy.rule(path).is_some_and(|keep| keep != Keep::Image) {
             return;
         }
         let above = path.parent().and_then(|above| self.steps.get(&above));

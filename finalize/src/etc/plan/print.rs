@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use super::{Counts, Plan, Step};
+use super::{Plan, Step};
 use crate::etc::{
     merge::Reason,
     tree::{Kind, Node, RelPath},
@@ -70,6 +70,8 @@ impl Plan {
         let text = match step.reason {
             Reason::Image => "the local change is given up",
             Reason::Local => "changed here",
+            Reason::Held if step.node.is_some() => "not changed here, and stays",
+            Reason::Held => "the image's is not taken",
             Reason::Converged => "changed alike on both sides",
             Reason::Records => "merged by record",
             Reason::ContentConflict => "CONFLICT: changed here and in the image",
@@ -116,16 +118,6 @@ pub(crate) fn kind(node: &Node) -> &'static str {
         Kind::Dir => "directory",
         Kind::File { .. } => "file",
         Kind::Link(_) => "link",
-    }
-}
-
-/// The summary of a merge, wherever one is printed.
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { image, local, converged, merged, conflicts } = self;
-        let s = if *conflicts == 1 { "" } else { "s" };
-        write!(f, "/etc: {image} from the image, {local} local, {converged} changed alike on both sides, ")?;
-        write!(f, "{merged} merged by record, {conflicts} conflict{s}")
     }
 }
 

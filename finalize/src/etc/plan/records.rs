@@ -5,17 +5,20 @@ use std::{
     io,
 };
 
-use super::{Plan, SameBytes, Side, Step, Trees};
+use super::{
+    Plan, SameBytes, Side, Trees,
+    follow::{follow, owners},
+};
 use crate::etc::{
-    accounts::{self, File, Moved, Owners, Sides, Table},
+    accounts::{self, File, Sides, Table},
     merge::{Reason, Take},
     policy::{Accounts, Policy},
-    tree::{Kind, Node, RelPath},
+    tree::{Kind, RelPath, Tree},
 };
 
 /// Replaces content conflicts of account files by what [`accounts::merge`] makes of them, and brings back records that
-/// the image dropped where something local refers to them. What a rule names is left alone. Local files whose owner has
-/// another number in the merged files are noted, and change their owner if the policy says so.
+/// the image dropped where something local refers to them. What a rule names is left alone. Local nodes that
+/// refer to a number which is another one in the merged files are noted, and follow it if the policy says so.
 ///
 /// # Errors
 ///
@@ -28,26 +31,37 @@ pub fn decide(
 ) -> Result<(), (RelPath, io::Error)> {
     let (mut files, mut decided) = (BTreeMap::new(), BTreeMap::new());
     for file in File::ALL {
-        let Some(step) = plan.steps.get(&path(file)).filter(|step| is_file(step.node.as_ref())) else { continue };
+        let Some(step) = plan.steps.get(&path(file)) else { continue };
         let (take, ruled) = (step.take, policy.rule(&path(file)).is_some());
         let conflict = step.reason == Reason::ContentConflict && !ruled && policy.accounts == Accounts::Merge;
-        let mut table = |side| bytes.read(side, &path(file)).map_err(|error| (path(file), error));
-        let [current, new] =
-            [Side::Current, Side::New].map(|side| if ruled && side != of(take) { Ok(None) } else { table(side) });
-        let read = |bytes: &Option<Vec<u8>>| bytes.as_ref().and_then(|bytes| Table::read(file, bytes));
-        let (current, new) = (read(&current?), read(&new?));
+        let mut read = |side| read(file, trees.side(side), side, bytes);
+        let unread = || Err("is not read");
+        let current = if ruled && take == Take::New { unread() } else { read(Side::Current)? };
+        let new = if ruled && take == Take::Current { unread() } else { read(Side::New)? };
         if !conflict {
             let taken = if take == Take::New { &new } else { &current };
-            decided.extend(taken.clone().map(|(table, _)| (file, table)));
+            decided.extend(taken.as_ref().ok().map(|(table, _)| (file, table.clone())));
         }
-        let pristine = read(&table(Side::Pristine)?).map(|(table, _)| table).unwrap_or_default();
+        let pristine = read(Side::Pristine)?.map(|(table, _)| table).unwrap_or_default();
         match (current, new) {
-            (Some((current, remarks)), Some((new, _))) => {
+            (Ok((current, remarks)), Ok((new, _))) => {
                 plan.notes.extend(remarks.into_iter().filter(|_| conflict));
+                if conflict && current.names().next().is_none() && pristine.names().next().is_some() {
+                    let why = "the local one has no records; those of the booted image count as removed here";
+                    plan.notes.push(format!("{}: {why}", file.name()));
+                }
                 files.insert(file, Sides { pristine, current, new });
             }
-            (current, new) if conflict => {
-                plan.notes.push(no_text(file, current.as_ref(), &pristine, new.as_ref()));
+            (Err(why), new) if conflict => {
+                let new = new.map(|(new, _)| new).unwrap_or_default();
+                plan.notes.push(format!(
+                    "{}: the local one {why} and stays as it is{}",
+                    file.name(),
+                    lacks(&pristine, &new)
+                ));
+            }
+            (_, Err(why)) if conflict => {
+                plan.notes.push(format!("{}: the image's {why}; the local one stays as it is", file.name()));
             }
             _ => {}
         }
@@ -67,27 +81,31 @@ pub fn decide(
     Ok(())
 }
 
-fn of(take: Take) -> Side {
-    match take {
-        Take::Current => Side::Current,
-        Take::New => Side::New,
-    }
+/// One side of an account file, with remarks about its lines; or why it cannot be read by record.
+type Read = Result<(Table, Vec<String>), &'static str>;
+
+/// # Errors
+///
+/// The path and the error of a file that could not be read.
+fn read(file: File, tree: &Tree, side: Side, bytes: &mut dyn SameBytes) -> Result<Read, (RelPath, io::Error)> {
+    let path = path(file);
+    Ok(match tree.nodes.get(&path).map(|node| &node.kind) {
+        None => Err("is not there"),
+        Some(Kind::Dir) => Err("is a directory"),
+        Some(Kind::Link(_)) => Err("is a symlink"),
+        Some(Kind::File { .. }) => match bytes.read(side, &path).map_err(|error| (path, error))? {
+            None => Err("is larger than 16 MiB"),
+            Some(bytes) => Table::read(file, &bytes).ok_or("is no text"),
+        },
+    })
 }
 
-/// Why a file could not be merged by record, and what the merged tree lacks for that.
-fn no_text(
-    file: File,
-    current: Option<&(Table, Vec<String>)>,
-    pristine: &Table,
-    new: Option<&(Table, Vec<String>)>,
-) -> String {
+/// What the merged tree lacks where a file could not be merged by record.
+fn lacks(pristine: &Table, new: &Table) -> String {
     let known: BTreeSet<_> = pristine.names().collect();
-    let brought = new.iter().flat_map(|(table, _)| table.names()).filter(|name| !known.contains(name));
+    let brought = new.names().filter(|name| !known.contains(name));
     let brought: Vec<_> = brought.map(|name| RelPath::from_bytes(name.clone()).to_string()).collect();
-    let whose = if current.is_none() { "local" } else { "image's" };
-    let lacks =
-        if brought.is_empty() { String::new() } else { format!(", without the image's {}", brought.join(", ")) };
-    format!("{}: the {whose} file is no text, or larger than 16 MiB; the local file stays as it is{lacks}", file.name())
+    if brought.is_empty() { String::new() } else { format!(", without the image's {}", brought.join(", ")) }
 }
 
 /// Makes `content` what is at `path`: owner, mode and attributes by the table, each by itself.
@@ -130,60 +148,6 @@ fn pick<T: PartialEq>(pristine: Option<T>, current: &mut T, new: T) -> bool {
     *current != new && pristine.as_ref() != Some(&new)
 }
 
-/// Notes what belongs to numbers that moved, and changes the owner in the merged tree where that is wanted.
-fn follow(plan: &mut Plan, trees: &mut Trees, moved: &[Moved], change: bool) {
-    let of = |file: File| moved.iter().filter(move |one| one.file == file).map(|one| (one.old, one)).collect();
-    let (uids, gids): (BTreeMap<u32, &Moved>, BTreeMap<u32, &Moved>) = (of(File::Passwd), of(File::Group));
-    if moved.is_empty() {
-        return;
-    }
-    let mut notes: Vec<_> = moved.iter().map(ToString::to_string).collect();
-    let mut look = |path: &RelPath, node: &mut Node| {
-        let (uid, gid) = (uids.get(&node.uid), gids.get(&node.gid));
-        for one in uid.iter().chain(&gid) {
-            let follows = change && one.certain;
-            let Moved { name, old, new, .. } = one;
-            let what = format!("/etc/{path} belongs to {} {old}, which is {name}", one.kind());
-            notes.push(match (follows, &one.taken_by) {
-                (true, _) => format!("{what}: it gets {new}"),
-                (false, Some(other)) => format!("{what} no longer, but {other}; {name} has {new} (see follow-ids)"),
-                (false, None) => format!("{what} no longer; {name} has {new} (see follow-ids)"),
-            });
-        }
-        let new = |moved: Option<&&Moved>, old| moved.filter(|one| change && one.certain).map_or(old, |one| one.new);
-        (node.uid, node.gid) = (new(uid, node.uid), new(gid, node.gid));
-    };
-    let is_local = |step: &&mut Step| step.take == Take::Current && step.content.is_none();
-    for (path, step) in &mut plan.steps {
-        if let Some(node) = Some(step).filter(is_local).and_then(|step| step.node.as_mut()) {
-            look(path, node);
-        }
-    }
-    let elsewhere: BTreeSet<&RelPath> = plan.aside.iter().chain(plan.beside.keys()).collect();
-    for top in elsewhere {
-        let below = trees.current.nodes.range_mut::<RelPath, _>(top..);
-        for (path, node) in below.take_while(|(path, _)| *path == top || path.is_below(top)) {
-            look(path, node);
-        }
-    }
-    plan.notes.extend(notes);
-}
-
 fn path(file: File) -> RelPath {
     RelPath::from(file.name())
-}
-
-fn is_file(node: Option<&Node>) -> bool {
-    node.is_some_and(|node| matches!(node.kind, Kind::File { .. }))
-}
-
-/// Who owns the local nodes of the merged tree.
-fn owners(plan: &Plan) -> Owners {
-    let mut owners = Owners::default();
-    for (path, step) in plan.steps.iter().filter(|(_, step)| step.take == Take::Current) {
-        let Some(node) = &step.node else { continue };
-        owners.uids.entry(node.uid).or_insert_with(|| path.clone());
-        owners.gids.entry(node.gid).or_insert_with(|| path.clone());
-    }
-    owners
 }

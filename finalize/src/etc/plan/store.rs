@@ -131,6 +131,8 @@ fn take(plan: &mut Plan, trees: &Trees, paths: &BTreeSet<RelPath>, side: Take) {
     for path in paths {
         let node = tree.nodes.get(path).cloned();
         let there = node.is_some();
+        let was = plan.steps.get(path).map_or(Reason::Image, |step| step.reason);
+        let reason = if reason == Reason::Local && was == Reason::Image { Reason::Held } else { reason };
         plan.steps.insert(path.clone(), Step { take: side, reason, node, content: None });
         if there {
             plan.keep_parents(trees, path, side);
