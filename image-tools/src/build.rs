@@ -1,165 +1,177 @@
-//! From images to a disk: pull, seal, lay out, write.
+//! From images to a disk: resolve, pull, plan, write, convert. Each step consumes what the one before it has made.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
-use finalize::{boot::Loader, layout};
+use anyhow::{Result, ensure};
+use finalize::{cmdline::Verity, digest::DeploymentId};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+use tracing::info_span;
 use uuid::Uuid;
 
 use crate::{
-    bootloader::{Options, grub, systemd_boot},
-    cmd, deploy,
-    disk::{
-        esp, ext4,
-        layout::{OVERHEAD, Purpose, create},
-        xfs,
-    },
-    payload::{Payload, Store},
-    recipe::{Boot, BootFs, DiskFormat, Esps, Recipe},
-    seal,
-    tree::{Content, Meta, Node},
+    deployment::{Boot, Choice, Deployments, Ids, Sealing},
+    disk,
+    oci::{Arch, Image, Reference},
+    plan::{FileSystem, Format, Plan, Purpose, Wanted, lay_out, roomy},
+    store::Store,
+    system::{Boots, CannotBoot, System},
 };
 
-/// The size of the ESP in bytes.
-const ESP_SIZE: u64 = 512 << 20;
+/// A disk image to be built.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The deployment that is booted.
+    pub image: Reference,
+    /// The deployment that is staged.
+    pub stage: Option<Reference>,
+    /// What architecture is taken where an image is there for several.
+    pub arch: Option<Arch>,
+    /// Where the disk image goes; replaced as a whole, and only when it is complete.
+    pub output: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// How it boots.
+    pub choice: Choice,
+    /// The file system of a boot partition.
+    pub boot: BootFs,
+    /// How many ESPs there are.
+    pub esps: Esps,
+    /// What all identifiers are made from; the same inputs and seed make the same bytes.
+    pub seed: String,
+    /// The size of the ESP in bytes; as its files need it unless told.
+    pub esp_size: Option<u64>,
+    /// The size of a boot partition in bytes; the same.
+    pub boot_size: Option<u64>,
+    /// The size of the disk in bytes.
+    pub size: u64,
+    /// The times of the file systems themselves, seconds since 1970.
+    pub time: u64,
+}
 
-/// The size of a boot partition in bytes.
-const BOOT_SIZE: u64 = 512 << 20;
+/// The file system of a boot partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BootFs {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+/// How many EFI system partitions a disk has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Esps {
+    /// One.
+    One,
+    /// Two with the same content, as on mirrored disks.
+    Mirrored,
+}
 
 /// What was built.
 #[derive(Debug, serde::Serialize)]
 pub struct Built {
     /// The booted deployment.
-    pub booted: finalize::digest::DeploymentId,
+    pub booted: DeploymentId,
     /// The staged one.
-    pub staged: Option<finalize::digest::DeploymentId>,
+    pub staged: Option<DeploymentId>,
     /// The UUID of the root file system.
     pub root: Uuid,
+    /// What all identifiers were made from.
+    pub seed: String,
 }
 
-/// Builds the disk image of `recipe`; `says` is told what is being done.
+/// A disk that can be written.
+#[derive(Debug)]
+pub struct Planned {
+    /// What it will be.
+    pub plan: Plan,
+    output: PathBuf,
+    root: Uuid,
+    seed: String,
+    scratch: TempDir,
+}
+
+/// Decides what the disk of `request` will be; nothing is written but the repository, in `scratch`.
 ///
 /// # Errors
 ///
-/// Names what is wrong with the input or which program failed; then there is no output, or the old one still.
-pub fn build(recipe: &Recipe, says: &mut dyn FnMut(&str)) -> Result<Built> {
-    let beside = recipe.output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(beside).with_context(|| format!("creating {}", beside.display()))?;
-    let scratch = tempfile::Builder::new().prefix(".image-tools-").tempdir_in(beside)?;
-    let store = Store::create(&scratch.path().join("composefs"))?;
-    says("pulling the booted image");
-    if recipe.boot != Boot::Directory && recipe.loader == Loader::SystemdBoot {
-        bail!("systemd-boot reads its entries from the ESP: a boot partition needs --bootloader grub");
-    }
-    let booted = store.pull(&recipe.image, recipe.boot_type, scratch.path())?;
-    let staged = recipe.stage.as_ref().map(|source| {
-        says("pulling the staged image");
-        store.pull(source, recipe.boot_type, scratch.path())
-    });
-    let staged = staged.transpose()?;
-    if staged.as_ref().is_some_and(|staged| staged.id == booted.id) {
-        bail!("{} and {} are the same deployment: stage another one", recipe.image, booted.source);
-    }
-    says("sealing");
-    let names = |what: &str| Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {what}", recipe.seed).as_bytes());
-    let ids = Ids {
-        root: names("root file system"),
-        boot: names("boot file system"),
-        esp: names("esp file system").as_fields().0,
-        esp_mirror: names("esp mirror file system").as_fields().0,
+/// Names what is wrong with the input.
+pub fn plan(request: Request, scratch: TempDir, runtime: Handle) -> Result<Planned> {
+    let store = Store::create(&scratch.path().join("composefs"), runtime)?;
+    let pull = |reference: &Reference| {
+        System::pull(
+            Image::resolve(reference.clone(), request.arch.as_ref(), scratch.path())?,
+            &store,
+            request.choice.boot_type,
+        )
     };
-    let files = files(recipe, &store, (&booted, staged.as_ref()), &ids)?;
-    says("writing the disk");
-    let disk = scratch.path().join("disk");
-    write(&disk, recipe, &files, (&ids, &names))?;
-    says("putting it in place");
-    convert(&disk, recipe)?;
-    Ok(Built { booted: booted.id, staged: staged.map(|staged| staged.id), root: ids.root })
-}
-
-/// The identifiers of the file systems.
-struct Ids {
-    root: Uuid,
-    boot: Uuid,
-    esp: u32,
-    esp_mirror: u32,
-}
-
-/// What each file system holds.
-struct Files {
-    esp: Vec<Node>,
-    /// Where boot is a partition.
-    boot: Option<Vec<Node>>,
-    root: Vec<Node>,
-}
-
-fn files(recipe: &Recipe, store: &Store, (booted, staged): (&Payload, Option<&Payload>), ids: &Ids) -> Result<Files> {
-    let mut root = root_nodes(recipe, store, booted, staged)?;
-    let options = Options { root: ids.root, sealing: recipe.sealing, more: &recipe.options };
-    if recipe.loader == Loader::SystemdBoot {
-        return Ok(Files { esp: systemd_boot::esp(store, booted, staged, &options)?, boot: None, root });
-    }
-    let (uuid, prefix) = match recipe.boot {
-        Boot::Directory => (ids.root, "/boot"),
-        Boot::Partition(_) => (ids.boot, ""),
-    };
-    let menu = grub::Menu { booted, staged, options: &options, boot_type: recipe.boot_type };
-    let made = grub::files(store, menu, grub::BootFs { uuid, prefix, esp: ids.esp })?;
-    if recipe.boot != Boot::Directory {
-        return Ok(Files { esp: made.esp, boot: Some(made.boot), root });
-    }
-    root.extend(made.boot.into_iter().map(|node| Node { path: Path::new("boot").join(&node.path), ..node }));
-    Ok(Files { esp: made.esp, boot: None, root })
-}
-
-/// Makes the disk, partition by partition.
-fn write(disk: &Path, recipe: &Recipe, files: &Files, (ids, names): (&Ids, &dyn Fn(&str) -> Uuid)) -> Result<()> {
-    let boot = files.boot.as_ref().map(|_| (Purpose::Boot, BOOT_SIZE));
-    let mirror = (recipe.esps == Esps::Mirrored).then_some((Purpose::EspMirror, ESP_SIZE));
-    let mut parts: Vec<_> = [Some((Purpose::Esp, ESP_SIZE)), mirror, boot].into_iter().flatten().collect();
-    let taken: u64 = parts.iter().map(|(_, size)| size).sum();
-    parts.push((Purpose::Root, recipe.size.saturating_sub(OVERHEAD + taken)));
-    let extents = create(disk, recipe.size, &parts, names)?;
-    for ((purpose, _), at) in parts.iter().zip(extents) {
-        match purpose {
-            Purpose::Esp => esp::create(disk, at, ids.esp, &files.esp)?,
-            Purpose::EspMirror => esp::create(disk, at, ids.esp_mirror, &files.esp)?,
-            Purpose::Boot => {
-                let nodes = files.boot.as_deref().unwrap_or_default();
-                let xfs = recipe.boot == Boot::Partition(BootFs::Xfs);
-                let make = if xfs { xfs::create } else { ext4::create };
-                make(disk, at, ext4::Names { uuid: ids.boot, label: "boot" }, nodes)?;
-            }
-            Purpose::Root => ext4::create(disk, at, ext4::Names { uuid: ids.root, label: "root" }, &files.root)?,
+    let booted = pull(&request.image)?;
+    let staged = request.stage.as_ref().map(pull).transpose()?;
+    for system in [Some(&booted), staged.as_ref()].into_iter().flatten() {
+        if let (Sealing::Unsealed, Boots::Uki(uki)) = (request.choice.sealing, &system.boots) {
+            let why = "requires fs-verity, which a disk that is --unsealed has not: it would not boot";
+            let why = format!("the UKI of {} {why}", system.image.reference);
+            ensure!(uki.verity == Verity::Optional, CannotBoot(why));
         }
     }
-    Ok(())
+    if let Some(staged) = &staged {
+        let (one, other) = (&request.image, &staged.image.reference);
+        ensure!(staged.id != booted.id, "{one} and {other} are the same deployment: stage another one");
+    }
+    let _step = info_span!(target: "image_tools::step", "plan").entered();
+    let seed = request.seed.clone();
+    let name = |what: &str| Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {what}", request.seed).as_bytes());
+    let ids = Ids {
+        root: name("root file system"),
+        boot: name("boot file system"),
+        esp: name("esp file system").as_fields().0,
+    };
+    let deployments =
+        Deployments { store: &store, booted: &booted, staged: staged.as_ref(), choice: &request.choice, ids };
+    let partitions = lay_out(request.size, wanted(&request, &deployments, &name)?)?;
+    let programs = disk::programs(&partitions, request.format)?;
+    let Request { size, format, time, output, .. } = request;
+    let staged = staged.map(|staged| staged.id);
+    let plan = Plan { booted: booted.id, staged, size, uuid: name("disk"), format, time, partitions, programs };
+    Ok(Planned { plan, output, root: ids.root, seed, scratch })
 }
 
-fn root_nodes(recipe: &Recipe, store: &Store, booted: &Payload, staged: Option<&Payload>) -> Result<Vec<Node>> {
-    let mtime = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    let dir = |path: &str| Node::new(path, Meta::root(0o755, mtime), Content::Dir);
-    let mut nodes = seal::repository(store, recipe.sealing, mtime)?;
-    nodes.extend(["boot", "ostree", "state", layout::DEPLOYMENTS, "state/os", "state/os/default"].map(dir));
-    nodes.push(Node::new("ostree/bootc", Meta::root(0o777, mtime), Content::Link("../composefs/bootc".into())));
-    nodes.extend(deploy::var(store, booted)?);
-    for payload in [Some(booted), staged].into_iter().flatten() {
-        nodes.extend(deploy::state(store, payload, recipe.boot_type, mtime)?);
+/// The partitions, in order.
+fn wanted(request: &Request, of: &Deployments<'_>, name: &dyn Fn(&str) -> Uuid) -> Result<Vec<Wanted>> {
+    let files = of.describe()?;
+    let partition = |purpose: Purpose, size, file_system, nodes| {
+        let uuid = name(purpose.name());
+        Wanted { purpose, uuid, size, file_system, nodes }
+    };
+    let deployments = if of.staged.is_some() { 2 } else { 1 };
+    let esp = request.esp_size.unwrap_or_else(|| roomy(&files.esp, deployments));
+    let mut wanted = vec![partition(Purpose::Esp, Some(esp), FileSystem::Fat(of.ids.esp), files.esp.clone())];
+    if request.esps == Esps::Mirrored {
+        let serial = name("esp mirror file system").as_fields().0;
+        wanted.push(partition(Purpose::EspMirror, Some(esp), FileSystem::Fat(serial), files.esp));
     }
-    if let Some(staged) = staged {
-        nodes.extend(deploy::staged(staged, mtime));
+    if let (Boot::Partition, Some(nodes)) = (request.choice.boot, files.boot) {
+        let file_system = match request.boot {
+            BootFs::Ext4 => FileSystem::Ext4(of.ids.boot),
+            BootFs::Xfs => FileSystem::Xfs(of.ids.boot),
+        };
+        let size = request.boot_size.unwrap_or_else(|| roomy(&nodes, deployments));
+        wanted.push(partition(Purpose::Boot, Some(size), file_system, nodes));
     }
-    Ok(nodes)
+    wanted.push(partition(Purpose::Root, None, FileSystem::Ext4(of.ids.root), files.root));
+    Ok(wanted)
 }
 
-/// From the raw disk to the output, in one step.
-fn convert(disk: &Path, recipe: &Recipe) -> Result<()> {
-    let mut finished = disk.to_owned();
-    if recipe.format != DiskFormat::Raw {
-        finished = disk.with_extension(recipe.format.name());
-        let mut convert = std::process::Command::new("qemu-img");
-        convert.args(["convert", "-f", "raw", "-O", recipe.format.name()]).arg(disk).arg(&finished);
-        cmd::run(&mut convert)?;
+impl Planned {
+    /// Makes the disk.
+    ///
+    /// # Errors
+    ///
+    /// Which program failed; then there is no output, or the old one still.
+    pub fn write(self) -> Result<Built> {
+        let Self { plan, output, root, seed, scratch } = self;
+        let built = Built { booted: plan.booted.clone(), staged: plan.staged.clone(), root, seed };
+        disk::write(plan, &scratch.path().join("disk"))?.convert(&output)?;
+        Ok(built)
     }
-    std::fs::rename(&finished, &recipe.output).with_context(|| format!("writing {}", recipe.output.display()))
 }

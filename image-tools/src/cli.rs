@@ -1,20 +1,22 @@
 //! The command line as typed.
 
 mod boot;
+mod build;
 mod crash;
 mod inspect;
+mod log;
 mod seal;
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, process::ExitCode};
 
-use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
-use finalize::{boot::Loader, staged::BootType};
+use anyhow::{Error, Result};
+use clap::{Parser, Subcommand};
 
 use crate::{
-    build,
-    oci::Source,
-    recipe::{Boot as BootPlace, BootFs, DiskFormat, Esps, Recipe, Sealing},
+    oci::{Arch, Corrupt},
+    plan::NoRoom,
+    system::{CannotBoot, Incomplete},
+    workshop::Workshop,
 };
 
 /// From OCI images to bootable composefs disk images.
@@ -23,12 +25,15 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Show every step and every program that is run; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Build a disk image from an OCI image, and stage a second one on it
-    Build(Build),
+    Build(build::Build),
     /// Boot a disk image in QEMU, its console on the terminal, until it is off
     Boot(boot::Boot),
     /// Try every power cut during a finalization, on copies of a disk image
@@ -41,86 +46,42 @@ enum Command {
     Digest(seal::Digest),
 }
 
-#[derive(Debug, Args)]
-struct Build {
-    /// The deployment that is booted: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    #[arg(long)]
-    image: Source,
-    /// The deployment that is staged
-    #[arg(long)]
-    stage: Option<Source>,
-    /// The disk image
-    #[arg(long)]
-    output: PathBuf,
-    /// Its format
-    #[arg(long, value_enum, default_value = "raw")]
-    format: DiskFormat,
-    /// systemd-boot or grub
-    #[arg(long, default_value = "systemd-boot")]
-    bootloader: Loader,
-    /// bls or uki
-    #[arg(long, default_value = "bls")]
-    boot_type: BootType,
-    /// Make boot a partition of its own (GRUB), ext4 unless told
-    #[arg(long, value_enum, value_name = "FILE SYSTEM", num_args = 0..=1, default_missing_value = "ext4")]
-    boot_partition: Option<BootFs>,
-    /// Make a second ESP with the same content, as mirrored disks have it
-    #[arg(long)]
-    mirror_esp: bool,
-    /// Leave fs-verity out
-    #[arg(long)]
-    unsealed: bool,
-    /// What all identifiers are made from
-    #[arg(long, default_value = "composefs")]
-    seed: String,
-    /// The size of the disk in MiB
-    #[arg(long, default_value_t = 4096)]
-    size: u64,
-    /// More words for the kernel command line
-    #[arg(long, default_value = "console=ttyS0")]
-    options: Vec<String>,
-}
-
 impl Cli {
+    /// Steps and programs are shown as `-v` and `RUST_LOG` say.
+    pub fn start_logging(&self) {
+        log::start(self.verbose);
+    }
+
     /// Does what was asked, and writes what there is to say to `out`.
-    ///
-    /// # Errors
-    ///
-    /// Whatever keeps it from being done.
-    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
+    pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
         match self.command {
-            Command::Boot(typed) => return typed.run(out),
-            Command::Crash(typed) => return typed.run(out),
-            Command::Inspect(typed) => return typed.run(out),
-            Command::Seal(typed) => return typed.run(out),
-            Command::Digest(typed) => return typed.run(out),
-            Command::Build(typed) => {
-                let recipe = typed.recipe();
-                let bar = indicatif::ProgressBar::new_spinner();
-                let built = build::build(&recipe, &mut |what| bar.set_message(what.to_owned()))?;
-                bar.finish_and_clear();
-                writeln!(out, "{}", serde_json::to_string(&built)?)?;
-            }
+            Command::Boot(typed) => typed.run(out),
+            Command::Build(typed) => typed.run(workshop, out),
+            Command::Crash(typed) => typed.run(out),
+            Command::Digest(typed) => typed.run(workshop, out),
+            Command::Inspect(typed) => typed.run(out),
+            Command::Seal(typed) => typed.run(workshop, out),
         }
-        Ok(ExitCode::SUCCESS)
     }
 }
 
-impl Build {
-    fn recipe(self) -> Recipe {
-        Recipe {
-            image: self.image,
-            stage: self.stage,
-            output: self.output,
-            format: self.format,
-            loader: self.bootloader,
-            boot_type: self.boot_type,
-            boot: self.boot_partition.map_or(BootPlace::Directory, BootPlace::Partition),
-            esps: if self.mirror_esp { Esps::Mirrored } else { Esps::One },
-            sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
-            seed: self.seed,
-            size: self.size << 20,
-            options: self.options,
-        }
+/// An architecture as typed.
+fn arch(text: &str) -> Result<Arch, String> {
+    match Arch::from(text) {
+        Arch::Other(_) => Err("expected an architecture as Go calls it: amd64, arm64, riscv64, …".to_owned()),
+        arch => Ok(arch),
+    }
+}
+
+/// The exit code of an error: 2 for a command line that has no meaning, 3 for an image or a size that is refused, 1 where
+/// something failed.
+pub fn code(error: &Error) -> ExitCode {
+    let refused = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<Corrupt>() || cause.is::<Incomplete>() || cause.is::<CannotBoot>() || cause.is::<NoRoom>()
+    };
+    match error {
+        _ if error.is::<clap::Error>() => ExitCode::from(2),
+        _ if error.chain().any(refused) => ExitCode::from(3),
+        _ => ExitCode::FAILURE,
     }
 }

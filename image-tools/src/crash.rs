@@ -2,7 +2,8 @@
 //! then each disk that a power cut could have left behind is made and judged.
 //!
 //! A recording is a directory: `base.raw`, the disk when the shutdown began; `writes.log`; `final.raw`, the disk when it
-//! was over; `recording.json`. Nothing else is needed to try any power cut again.
+//! was over; `recording.json`. Nothing else is needed to try any power cut again. The recording of a next boot
+//! ([`Watched::NextBoot`]) has the recording of the shutdown before that boot in its directory `shutdown`.
 
 pub mod case;
 pub mod crowd;
@@ -10,43 +11,59 @@ pub mod etc;
 pub mod eyes;
 pub mod judge;
 pub mod log;
+mod next_boot;
+pub mod proof;
 pub mod scratch;
 
 use std::{
-    collections::BTreeMap,
-    fmt, fs,
+    fs,
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
+use tracing::info_span;
+use tracing_indicatif::{span_ext::IndicatifSpanExt, style::ProgressStyle};
 
 use self::{
     case::Case,
     judge::{Judge, Memory, Verdict},
     log::Log,
+    proof::{Cuts, Enough, Proof},
     scratch::{ForGrub, Scratch},
 };
 use crate::{
-    inspect::table,
+    inspect::{self, table},
     sparse,
-    vm::{Changes, Machine, Show, Vm, accel::Wanted},
+    vm::{Changes, Machine, Show, Vm, accel::Asked},
 };
 
 /// How many power cuts a thread tries in a row: what it has seen of one serves the next, which differs by a write.
 const STRETCH: usize = 16;
 
+/// Which part of a machine's life is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// The finalization, and the shutdown that it is a part of.
+    Shutdown,
+    /// The first boot of the new deployment, with its report, and the shutdown after it. The disk is the one that the
+    /// earliest power cut during the finalization leaves behind with which the new deployment boots: the report has all of
+    /// the clean-up to do.
+    NextBoot,
+}
+
 /// How a machine is recorded.
 #[derive(Debug)]
 pub struct Session {
+    /// What is recorded of it.
+    pub watched: Watched,
     /// A disk with a booted and a staged deployment; it is not changed.
     pub disk: PathBuf,
     /// The machine that was saved on it, which has booted already.
@@ -60,7 +77,7 @@ pub struct Session {
     /// What edits the running machine; it must leave everything on the disk (sync). Then the power button is pressed.
     pub program: Vec<String>,
     /// What runs the machine.
-    pub accel: Wanted,
+    pub accel: Asked,
     /// How long each of its lives may take.
     pub timeout: Option<Duration>,
 }
@@ -70,8 +87,10 @@ pub struct Session {
 pub struct Recording {
     dir: PathBuf,
     log: Log,
-    /// How many entries of the log came before the power button was pressed.
+    /// How many entries of the log came before the power button was pressed; none where the log begins with a boot.
     mark: usize,
+    /// For a recording of a next boot: that of the shutdown before it.
+    shutdown: Option<Box<Recording>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,34 +98,21 @@ struct Notes {
     mark: usize,
 }
 
-/// Which power cuts to try.
-#[derive(Debug, Clone, Copy)]
-pub struct Cuts {
-    /// How many random subsets of unflushed writes, besides every moment.
-    pub random: usize,
-    /// What they are made from.
-    pub seed: u64,
-    /// Of the moments every so many.
-    pub every: usize,
-}
-
-/// What was tried, and what it came to.
-#[derive(Debug)]
-pub struct Proof {
-    /// Every power cut.
-    pub tried: Vec<(Case, Verdict)>,
-    /// Writes and flushes of the shutdown.
-    pub entries: (usize, usize),
-}
-
 impl Recording {
     /// Boots a copy of the disk, or goes on with the machine that was saved on it; runs the program, presses the power
-    /// button, and keeps what happened in `dir`.
+    /// button, and keeps what happened in `dir`. Then, if so wanted, the same of the next boot.
     ///
     /// # Errors
     ///
     /// When the machine does not boot, the program fails, or `dir` cannot be written.
     pub fn make(dir: &Path, session: &Session) -> Result<Self> {
+        match session.watched {
+            Watched::Shutdown => Self::of_shutdown(dir, session),
+            Watched::NextBoot => Self::of_next_boot(dir, session),
+        }
+    }
+
+    fn of_shutdown(dir: &Path, session: &Session) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let [base, last, writes] = ["base.raw", "final.raw", "writes.log"].map(|name| dir.join(name));
         sparse::copy(&session.disk, &base)?;
@@ -126,11 +132,22 @@ impl Recording {
         }
         let size = fs::metadata(&writes)?.len();
         vm.power_down()?;
-        let log = Log::open(&writes)?;
+        let log = log(dir)?;
         let mark = log.within(size);
+        ensure!(
+            mark < log.entries.len(),
+            "the machine has written nothing since the power button was pressed: see its console"
+        );
         repeat(&log, 0, &Case { moment: mark, chance: None }, &base)?;
-        fs::write(dir.join("recording.json"), serde_json::to_string(&Notes { mark })?)?;
-        Ok(Self { dir: dir.to_owned(), log, mark })
+        Self { dir: dir.to_owned(), log, mark, shutdown: None }.noted()
+    }
+
+    /// Writes down what `open` needs to know besides the log.
+    fn noted(self) -> Result<Self> {
+        let notes = self.dir.join("recording.json");
+        let text = serde_json::to_string(&Notes { mark: self.mark })?;
+        fs::write(&notes, text).with_context(|| format!("writing {}", notes.display()))?;
+        Ok(self)
     }
 
     /// A recording that was made before.
@@ -142,14 +159,19 @@ impl Recording {
         let notes = dir.join("recording.json");
         let text = fs::read_to_string(&notes).with_context(|| format!("reading {}", notes.display()))?;
         let Notes { mark } = serde_json::from_str(&text).with_context(|| format!("reading {}", notes.display()))?;
-        let log = Log::open(&dir.join("writes.log"))?;
+        let log = log(dir)?;
         ensure!(mark <= log.entries.len(), "{} does not belong to its log", notes.display());
-        Ok(Self { dir: dir.to_owned(), log, mark })
+        let shutdown = dir.join(next_boot::SHUTDOWN);
+        let shutdown = shutdown.exists().then(|| Self::open(&shutdown).map(Box::new)).transpose()?;
+        Ok(Self { dir: dir.to_owned(), log, mark, shutdown })
     }
 
     fn judge(&self) -> Result<Judge> {
-        let base = self.dir.join("base.raw");
-        let judge = Judge::learn(&base, &self.dir.join("final.raw"))?;
+        let [base, last] = ["base.raw", "final.raw"].map(|name| self.dir.join(name));
+        let judge = match &self.shutdown {
+            None => Judge::learn(&base, &last)?,
+            Some(shutdown) => shutdown.judge()?.at_next_boot(&base, &last)?,
+        };
         let (name, kernels) = judge.kernels();
         let mut kernels = kernels.cloned().collect::<Vec<_>>().into_iter();
         let start = table::read(&base)?.into_iter().find(|partition| partition.name == name).map(|found| found.start);
@@ -159,7 +181,7 @@ impl Recording {
                 |entry: &log::Entry| entry.at < start + kernel.end && start + kernel.start < entry.at + entry.length;
             self.log.entries[self.mark..].iter().any(overlaps)
         };
-        ensure!(!kernels.any(writes), "something has written to a kernel while the machine shut down");
+        ensure!(!kernels.any(writes), "something has written to a kernel while the machine was watched");
         Ok(judge)
     }
 
@@ -174,28 +196,37 @@ impl Recording {
         repeat(&self.log, self.mark, case, path)
     }
 
-    /// Tries every power cut of `cuts`, with as many threads as there are processors. Each has a disk of its own among the
-    /// temporary files (`TMPDIR`), which are best in memory.
+    /// Tries the power cuts of `cuts`, with as many threads as there are processors, until there are no more or they are
+    /// enough. Each thread has a disk of its own among the temporary files (`TMPDIR`), which are best in memory.
     ///
     /// # Errors
     ///
     /// When the machine did not finalize, or a disk cannot be made or looked at.
     pub fn prove(&self, cuts: Cuts) -> Result<Proof> {
         let judge = self.judge()?;
-        let mut cases = Case::all(&self.log.entries, self.mark, cuts.random, cuts.seed);
-        cases.retain(|case| case.chance.is_some() || case.moment % cuts.every.max(1) == 0);
-        let (next, bar) = (AtomicUsize::new(0), ProgressBar::new(cases.len() as u64));
+        let cases = Case::draw(&self.log.entries, self.mark, cuts);
+        let is_enough = AtomicBool::new(false);
+        let (next, step) = (AtomicUsize::new(0), info_span!(target: "image_tools::step", "power cuts"));
+        step.pb_set_style(&ProgressStyle::with_template("{span_name} {wide_bar} {pos}/{len}")?);
+        step.pb_set_length(cases.len() as u64);
+        let _step = step.enter();
         let tried = Mutex::new(vec![]);
         let work = &|| -> Result<()> {
             let dir = tempfile::tempdir()?;
             let (mut disk, mut memory) = (self.scratch(&judge, dir.path())?, Memory::default());
             while let Some(cases) = cases.chunks(STRETCH).nth(next.fetch_add(1, Ordering::Relaxed)) {
                 for case in cases {
+                    if is_enough.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
                     disk.apply(&self.log, self.mark, case)?;
                     let verdict = judge.judge(&disk, &mut memory)?;
                     disk.undo()?;
+                    if cuts.enough == Enough::OneBroken && matches!(verdict, Verdict::Broken(_)) {
+                        is_enough.store(true, Ordering::Relaxed);
+                    }
                     tried.lock().unwrap_or_else(PoisonError::into_inner).push((*case, verdict));
-                    bar.inc(1);
+                    step.pb_inc(1);
                 }
             }
             Ok(())
@@ -207,12 +238,11 @@ impl Recording {
                 .into_iter()
                 .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
         })?;
-        bar.finish_and_clear();
         let mut tried = tried.into_inner().unwrap_or_else(PoisonError::into_inner);
         tried.sort_by_key(|(case, _)| (case.chance.is_some(), case.moment, case.chance));
         let later = &self.log.entries[self.mark..];
         let flushes = later.iter().filter(|entry| entry.kind == log::Kind::Flush).count();
-        Ok(Proof { tried, entries: (later.len() - flushes, flushes) })
+        Ok(Proof { tried, entries: (later.len() - flushes, flushes), seed: cuts.seed })
     }
 
     /// Tries one power cut; the disk can be kept in `output`.
@@ -265,6 +295,14 @@ impl Recording {
     }
 }
 
+/// What was written to the disk of a recording.
+fn log(dir: &Path) -> Result<Log> {
+    let base = dir.join("base.raw");
+    let all = table::read(&base)?.into_iter().map(|partition| inspect::ext4::superblock(&base, partition.start));
+    let superblocks: Vec<_> = all.filter_map(Result::transpose).collect::<Result<_>>()?;
+    Log::open(&dir.join("writes.log"), &superblocks)
+}
+
 /// Repeats the writes of a power cut, behind the first `mark` entries of the log, on a disk.
 fn repeat(log: &Log, mark: usize, case: &Case, disk: &Path) -> Result<()> {
     let file = fs::File::options().write(true).open(disk).with_context(|| format!("opening {}", disk.display()))?;
@@ -282,43 +320,10 @@ fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
         ssh: session.ssh,
         authorized_key: session.authorized_key.clone(),
         resume: None,
-        accel: session.accel,
+        accel: session.accel.clone(),
         timeout: session.timeout,
         monitor: None,
         memory: 1024,
         processors: 1,
-    }
-}
-
-impl Proof {
-    /// The power cuts after which nothing boots, or not all of it.
-    pub fn broken(&self) -> impl Iterator<Item = (&Case, &Verdict)> {
-        self.tried.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Broken(_))).map(|(case, v)| (case, v))
-    }
-
-    /// So many power cuts, evenly from both outcomes.
-    pub fn sample(&self, count: usize) -> Vec<Case> {
-        let step = (self.tried.len() / count.max(1)).max(1);
-        self.tried.iter().skip(step / 2).step_by(step).map(|(case, _)| *case).take(count).collect()
-    }
-}
-
-impl fmt::Display for Proof {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut counts = BTreeMap::from([("old", 0), ("new", 0), ("broken", 0)]);
-        let mut random = 0;
-        for (case, verdict) in &self.tried {
-            random += usize::from(case.chance.is_some());
-            let name = match verdict {
-                Verdict::Old => "old",
-                Verdict::New => "new",
-                Verdict::Broken(_) => "broken",
-            };
-            *counts.entry(name).or_default() += 1;
-        }
-        let (writes, flushes) = self.entries;
-        let moments = self.tried.len() - random;
-        write!(f, "{writes} writes, {flushes} flushes; {moments} moments and {random} random subsets: ")?;
-        write!(f, "{} old, {} new, {} broken", counts["old"], counts["new"], counts["broken"])
     }
 }

@@ -3,6 +3,7 @@
 pub mod ext4;
 pub mod fat;
 pub mod grub;
+mod next;
 pub mod objects;
 pub mod table;
 pub mod xfs;
@@ -20,9 +21,10 @@ use finalize::{
     staged::{BootType, Marker, Origin},
 };
 use serde::Serialize;
+use xshell::cmd;
 
 use self::{ext4::Ext4, fat::Fat, grub::GrubFs, table::Partition};
-use crate::cmd;
+use crate::program;
 
 /// An opened disk image; another format is converted to raw for as long as this lives.
 #[derive(Debug)]
@@ -100,13 +102,13 @@ impl Disk {
     pub fn open(image: &Path) -> Result<Self> {
         let mut scratch = None;
         let mut path = image.to_owned();
-        let info = cmd::run(std::process::Command::new("qemu-img").args(["info", "-U", "--output=json"]).arg(image))?;
+        let shell = program::shell()?;
+        let info = program::run(cmd!(shell, "qemu-img info -U --output=json {image}"))?;
         let info: serde_json::Value = serde_json::from_str(&info).context("reading what qemu-img says")?;
         if info["format"] != "raw" {
             let dir = tempfile::tempdir()?;
             path = dir.path().join("disk.raw");
-            let mut convert = std::process::Command::new("qemu-img");
-            cmd::run(convert.args(["convert", "-U", "-O", "raw"]).arg(image).arg(&path))?;
+            program::run(cmd!(shell, "qemu-img convert -U -O raw {image} {path}"))?;
             scratch = Some(dir);
         }
         let partitions =
@@ -151,13 +153,18 @@ impl Disk {
         format!("{}/{path}", self.prefix)
     }
 
-    fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
-        let entries: Entries = match loader {
-            Loader::SystemdBoot | Loader::GrubCc => {
-                self.esp.files(&format!("{}/{dir}", layout::LOADER))?.into_iter().collect()
-            }
-            Loader::Grub => self.grub.files(&self.in_boot(&format!("{}/{dir}", layout::LOADER)))?.into_iter().collect(),
+    /// The entries of a directory in `loader/`, wherever the boot loader reads them.
+    fn entries(&self, loader: Loader, dir: &str) -> Result<Entries> {
+        let dir = format!("{}/{dir}", layout::LOADER);
+        let files = match loader {
+            Loader::SystemdBoot | Loader::GrubCc => self.esp.files(&dir)?,
+            Loader::Grub => self.grub.files(&self.in_boot(&dir))?,
         };
+        Ok(files.into_iter().collect())
+    }
+
+    fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
+        let entries = self.entries(loader, dir)?;
         let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
             file: file.to_owned(),
             deployment: entry.deployment(),
@@ -202,6 +209,8 @@ impl Disk {
     /// When a file system cannot be read at all.
     pub fn check(&self, report: &Report) -> Result<Vec<String>> {
         let mut wrong = self.check_boot(report)?;
+        wrong.extend(self.check_next(report)?);
+        wrong.extend(self.check_configuration(report.loader)?);
         wrong.extend(self.esp.fsck()?);
         for partition in self.partitions.iter().filter(|found| ["boot", "root"].contains(&found.name.as_str())) {
             wrong.extend(match xfs::is_at(&self.path, partition.start)? {
@@ -212,6 +221,34 @@ impl Disk {
         let images: Vec<_> = report.deployments.iter().map(|deployment| deployment.id.clone()).collect();
         wrong.extend(objects::check(&self.root, &self.path, &images)?);
         Ok(wrong)
+    }
+
+    /// Configurations that GRUB cannot read: it goes on behind them as well as it can.
+    fn check_configuration(&self, loader: Loader) -> Result<Vec<String>> {
+        let mut wrong = vec![];
+        let generated = format!("{}/{}/{}", layout::LOADER, layout::ENTRIES, boot::grub::GENERATED);
+        let names = [format!("{}/grub.cfg", layout::GRUB), format!("{}/{}", layout::GRUB, layout::USER_CFG), generated];
+        for name in names.iter().filter(|_| loader == Loader::Grub) {
+            let Some(text) = self.grub.read(&self.in_boot(name))? else { continue };
+            wrong.extend(grub::parse(&text)?.map(|said| format!("GRUB cannot read {name}: {said}")));
+        }
+        if loader == Loader::Grub {
+            wrong.extend(self.check_home()?);
+        }
+        Ok(wrong)
+    }
+
+    /// A GRUB that does not find its configuration on the ESP.
+    fn check_home(&self) -> Result<Option<String>> {
+        let homes = boot::grub::homes(&self.esp.bytes("EFI/BOOT/BOOTX64.EFI")?.unwrap_or_default());
+        for home in &homes {
+            if self.esp.exists(&format!("EFI/{home}/grub.cfg"))? {
+                return Ok(None);
+            }
+        }
+        Ok(homes
+            .first()
+            .map(|home| format!("GRUB looks for EFI/{home}/grub.cfg, which is not there: it ends at its prompt")))
     }
 
     /// Where GRUB reads generated entries: whether they are those of the files beside them.

@@ -1,18 +1,19 @@
 //! From OCI images to bootable composefs disk images, without root, loop devices, mounts or a helper VM.
 
-pub mod bootloader;
 pub mod build;
 pub mod cli;
-pub mod cmd;
 pub mod crash;
-pub mod deploy;
+pub mod deployment;
 pub mod disk;
 pub mod inspect;
+pub mod node;
 pub mod oci;
-pub mod payload;
-pub mod recipe;
+pub mod plan;
+pub mod program;
 pub mod seal;
 pub mod sparse;
-pub mod tree;
-pub mod uki;
+pub mod store;
+pub mod system;
+pub mod verity;
 pub mod vm;
+pub mod workshop;

@@ -1,18 +1,46 @@
 //! `image-tools`: see the library.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser;
+use image_tools::{
+    cli::{Cli, code},
+    workshop::Workshop,
+};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 fn main() -> ExitCode {
-    match image_tools::cli::Cli::parse().run(&mut std::io::stdout()) {
-        Ok(code) => code,
-        Err(error) => {
-            #[allow(clippy::print_stderr, reason = "only main speaks")]
-            {
-                eprintln!("image-tools: {error:#}");
-            }
-            ExitCode::FAILURE
+    let cli = Cli::parse();
+    cli.start_logging();
+    let run = || {
+        let runtime = Runtime::new()?;
+        let workshop = Workshop::new(runtime.handle().clone());
+        end_with_signals(&runtime, &workshop)?;
+        cli.run(&workshop, &mut io::stdout())
+    };
+    run().unwrap_or_else(|error| {
+        #[allow(clippy::print_stderr, reason = "only main speaks")]
+        match error.downcast_ref::<clap::Error>() {
+            Some(usage) => eprint!("{}", usage.render()),
+            None => eprintln!("image-tools: {error:#}"),
         }
+        code(&error)
+    })
+}
+
+/// SIGINT and SIGTERM end this program, and nothing half-made is left behind.
+fn end_with_signals(runtime: &Runtime, workshop: &Workshop) -> io::Result<()> {
+    let _entered = runtime.enter();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let (mut ends, workshop) = (signal(kind)?, workshop.clone());
+        runtime.spawn(async move {
+            ends.recv().await;
+            workshop.clear();
+            std::process::exit(128 + kind.as_raw_value());
+        });
     }
+    Ok(())
 }

@@ -1,54 +1,85 @@
-//! The repository as nodes of the root file system, with fs-verity where it is sealed.
+//! Gives an image the UKI that boots it. The image's digest does not cover /boot, so a file there can name it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use finalize::layout;
-use rayon::prelude::*;
-use walkdir::WalkDir;
+use anyhow::{Context, Result, bail, ensure};
+use finalize::{digest::DeploymentId, staged::BootType};
+use xshell::cmd;
 
 use crate::{
-    disk::verity::{Algorithm, Metadata},
-    payload::Store,
-    recipe::Sealing,
-    tree::{Content, Meta, Node},
+    oci::{Added, Arch, Image, Kind, Reference},
+    program,
+    store::Store,
+    system::{Boots, CannotBoot, System, os::OS_RELEASE, uki::DIR},
+    workshop::Workshop,
 };
 
-/// All nodes of the repository. Sealed means every object, and `meta.json`.
+/// The stub in the image that becomes the UKI.
+const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+
+/// An image that is to be sealed.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The image.
+    pub image: Reference,
+    /// What architecture is taken where it is there for several.
+    pub arch: Option<Arch>,
+    /// The OCI layout that is made; it must not exist.
+    pub output: PathBuf,
+    /// The name of the image in it.
+    pub tag: String,
+    /// The kernel's command line, but for `composefs=`.
+    pub options: String,
+    /// The program that makes a UKI; it is part of systemd.
+    pub ukify: PathBuf,
+}
+
+/// The digest of an image: what its deployment is called.
+pub fn digest(image: Reference, arch: Option<Arch>, workshop: &Workshop) -> Result<DeploymentId> {
+    let scratch = workshop.anywhere()?;
+    let store = Store::create(&scratch.path().join("composefs"), workshop.runtime.clone())?;
+    Ok(System::pull(Image::resolve(image, arch.as_ref(), scratch.path())?, &store, BootType::Bls)?.id)
+}
+
+/// Makes the layout of `request`: the image with one more layer, which holds its UKI. Returns the image's digest.
 ///
 /// # Errors
 ///
-/// Those of reading the repository, named.
-pub fn repository(store: &Store, sealing: Sealing, mtime: u64) -> Result<Vec<Node>> {
-    let mut nodes = vec![Node::new(layout::REPOSITORY, Meta::root(0o700, mtime), Content::Dir)];
-    let entries = WalkDir::new(&store.path).min_depth(1).sort_by_file_name();
-    let entries = entries.into_iter().collect::<Result<Vec<_>, _>>().context("reading the repository")?;
-    let made: Result<Vec<_>> = entries.par_iter().map(|entry| node(store, sealing, entry, mtime)).collect();
-    nodes.extend(made?);
-    nodes.push(Node::new(Path::new(layout::REPOSITORY).join("bootc"), Meta::root(0o755, mtime), Content::Dir));
-    Ok(nodes)
+/// When the image is not bootable, ukify fails, or the result would boot another image; then there is no output.
+pub fn seal(request: Request, workshop: &Workshop) -> Result<DeploymentId> {
+    let output = &request.output;
+    ensure!(!output.exists(), "{} exists: remove it, or choose another --output", output.display());
+    let scratch = workshop.beside(output)?;
+    let store = Store::create(&scratch.path().join("composefs"), workshop.runtime.clone())?;
+    let system = System::pull(
+        Image::resolve(request.image.clone(), request.arch.as_ref(), scratch.path())?,
+        &store,
+        BootType::Bls,
+    )?;
+    let uki = scratch.path().join("uki.efi");
+    ukify(&store, &system, &request, &uki).with_context(|| format!("making a UKI of {}", request.image))?;
+    let made = scratch.path().join("layout");
+    let path = format!("{DIR}/{}-{}.efi", system.os.id, system.os.version);
+    system.image.with_file(Added { path: &path, from: &uki }, &made, &request.tag)?;
+    let sealed = Reference { kind: Kind::Directory, path: made.clone(), tag: Some(request.tag) };
+    let sealed = System::pull(Image::resolve(sealed, None, scratch.path())?, &store, BootType::Uki);
+    let sealed = sealed.context("checking the sealed image")?;
+    std::fs::rename(&made, output).with_context(|| format!("writing {}", output.display()))?;
+    Ok(sealed.id)
 }
 
-fn node(store: &Store, sealing: Sealing, entry: &walkdir::DirEntry, mtime: u64) -> Result<Node> {
-    let host = entry.path();
-    let named = || format!("reading {}", host.display());
-    let relative = host.strip_prefix(&store.path).with_context(named)?;
-    let path = Path::new(layout::REPOSITORY).join(relative);
-    let kind = entry.file_type();
-    if kind.is_dir() {
-        return Ok(Node::new(path, Meta::root(0o755, mtime), Content::Dir));
-    }
-    if kind.is_symlink() {
-        let target = std::fs::read_link(host).with_context(named)?;
-        return Ok(Node::new(path, Meta::root(0o777, mtime), Content::Link(target)));
-    }
-    let must_be_sealed = relative.starts_with("objects") || relative == Path::new("meta.json");
-    let content = match sealing {
-        Sealing::Sealed if must_be_sealed => {
-            let mut file = std::fs::File::open(host).with_context(named)?;
-            Content::Sealed(host.to_owned(), Metadata::compute(&mut file, Algorithm::Sha512).with_context(named)?)
-        }
-        _ => Content::File(host.to_owned()),
+fn ukify(store: &Store, system: &System, request: &Request, output: &Path) -> Result<()> {
+    let Boots::Kernel(kernel) = &system.boots else { bail!("the image has no kernel") };
+    let file = |path: &str, remedy: &str| -> Result<PathBuf> {
+        let file = store.file(&system.tree, Path::new(path))?;
+        Ok(file.ok_or_else(|| CannotBoot(format!("the image has no {path}: {remedy}")))?.path)
     };
-    Ok(Node::new(path, Meta::root(0o644, mtime), content))
+    let stub = file(STUB, "install systemd-boot-efi in it")?;
+    let os_release = format!("@{}", file(OS_RELEASE, "every system has one")?.display());
+    let (ukify, linux, initrd) = (&request.ukify, &kernel.vmlinuz.path, &kernel.initrd.path);
+    let cmdline = format!("composefs={} {}", system.id, request.options);
+    let shell = program::shell()?;
+    let input = cmd!(shell, "{ukify} build --linux {linux} --initrd {initrd} --cmdline {cmdline}");
+    let words = ["--os-release", &os_release, "--stub"];
+    program::run(input.args(words).arg(stub).arg("--output").arg(output)).map(drop)
 }

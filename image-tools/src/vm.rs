@@ -20,7 +20,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use serde_json::json;
 
 use self::{
-    accel::{Accel, Taken, Wanted},
+    accel::{Accel, Asked, Taken},
     qmp::Qmp,
     saved::Saved,
     watch::{Ending, Watch},
@@ -51,7 +51,7 @@ pub struct Machine {
     /// The saved machine to go on from, see [`Vm::save`].
     pub resume: Option<PathBuf>,
     /// What runs it.
-    pub accel: Wanted,
+    pub accel: Asked,
     /// How long it may live; for ever where nothing is said.
     pub timeout: Option<Duration>,
     /// A socket at which QEMU listens to others as well (QMP).
@@ -92,6 +92,7 @@ pub struct Vm {
     until: Option<Instant>,
     timeout: Option<Duration>,
     _scratch: tempfile::TempDir,
+    _life: tracing::Span,
 }
 
 impl Vm {
@@ -102,8 +103,8 @@ impl Vm {
     /// When QEMU is missing, too old, does not start, or does not know what was saved: with what it said.
     pub fn start(machine: &Machine) -> Result<Self> {
         let taken = match &machine.resume {
-            None => accel::choose(machine.accel)?,
-            Some(state) => accel::choose_again(Saved::read(state)?.accelerator, machine.accel)
+            None => accel::choose(&machine.accel)?,
+            Some(state) => accel::choose_again(Saved::read(state)?.accelerator, &machine.accel)
                 .with_context(|| format!("going on from {}", state.display()))?,
         };
         let mut vm = Self::launch(taken, (&machine.log, machine.show), machine.timeout, |accel, scratch| {
@@ -133,12 +134,24 @@ impl Vm {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let socket = scratch.path().join("qmp");
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
+        let life = tracing::info_span!("machine", ?command);
+        life.in_scope(|| tracing::info!("started"));
         let mut child = command.spawn().context("starting qemu-system-x86_64: is it installed?")?;
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let watch = Watch::default();
         let reader = console::read(&mut child, log, show, &watch)?;
         match Qmp::accept(&listener, &child, &watch, until) {
-            Ok(qmp) => Ok(Self { child, reader: Some(reader), watch, qmp, accel, until, timeout, _scratch: scratch }),
+            Ok(qmp) => Ok(Self {
+                child,
+                reader: Some(reader),
+                watch,
+                qmp,
+                accel,
+                until,
+                timeout,
+                _scratch: scratch,
+                _life: life,
+            }),
             Err(error) => {
                 _ = child.kill();
                 _ = child.wait();

@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::vm::{
     Changes, Machine, Show, Vm,
-    accel::{Taken, Wanted},
+    accel::{Asked, Taken, Wanted},
 };
 
 /// The machine as typed.
@@ -74,13 +74,21 @@ pub struct Boot {
 pub struct Limits {
     /// What runs the guest: KVM where a guest runs under it, else QEMU's translator
     #[arg(long, value_enum, default_value = "auto", env = "IMAGE_TOOLS_ACCEL")]
-    pub accel: Wanted,
+    accel: Wanted,
+    /// Where it is remembered whether guests run under KVM (the XDG Base Directory Specification)
+    #[arg(long, value_name = "DIR", env = "XDG_RUNTIME_DIR", hide = true)]
+    runtime_dir: Option<PathBuf>,
     /// Seconds until the machine is given up [default: none on a terminal, else 900]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
 }
 
 impl Limits {
+    /// What runs the machine.
+    pub fn accel(&self) -> Asked {
+        Asked { wanted: self.accel, answers: self.runtime_dir.clone() }
+    }
+
     /// When a machine is given up: somebody at a terminal sees it himself.
     pub fn timeout(&self) -> Option<Duration> {
         let unattended = (!std::io::stderr().is_terminal()).then_some(900);
@@ -105,7 +113,7 @@ impl Boot {
             ssh: self.ssh,
             authorized_key: self.authorized_key,
             resume: self.resume,
-            accel: self.limits.accel,
+            accel: self.limits.accel(),
             timeout: self.limits.timeout(),
             monitor: self.monitor,
             memory: self.memory,

@@ -10,7 +10,12 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::boot::Limits;
-use crate::crash::{Cuts, Proof, Recording, Session, case::Case, judge::Verdict};
+use crate::crash::{
+    Recording, Session, Watched,
+    case::Case,
+    judge::Verdict,
+    proof::{Cuts, Enough, Proof},
+};
 
 /// What is proven, as typed.
 #[derive(Debug, Args)]
@@ -20,15 +25,18 @@ pub struct Crash {
     /// Where the recording is kept: the disk, its writes, what becomes of it
     #[arg(long, value_name = "DIR")]
     recording: PathBuf,
-    /// Random subsets of unflushed writes, with torn sectors, besides every moment
+    /// Try this many moments only, drawn evenly from all
+    #[arg(long, value_name = "N")]
+    moments: Option<usize>,
+    /// Random subsets of unflushed writes, with torn sectors, besides the moments
     #[arg(long, value_name = "N", default_value_t = 100)]
     random: usize,
-    /// What they are made from
+    /// What moments and subsets are drawn with
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// Of the moments try every so many only
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    every: usize,
+    /// Record the boot after the earliest power cut with which the update boots, not the shutdown
+    #[arg(long)]
+    next_boot: bool,
     /// Try one power cut only, as a failure names it
     #[arg(long, value_name = "CUT")]
     cut: Option<Case>,
@@ -50,6 +58,9 @@ pub struct Crash {
     /// Succeed if the machine is broken by a power cut, for it was sabotaged
     #[arg(long)]
     sabotaged: bool,
+    /// End when a power cut has broken the machine; they are tried in a random order
+    #[arg(long, requires = "sabotaged")]
+    one_is_enough: bool,
     #[command(flatten)]
     limits: Limits,
     /// The port of 127.0.0.1 that leads to the guest's ssh
@@ -71,13 +82,14 @@ impl Crash {
     /// When the machine cannot be recorded, or a disk cannot be judged.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         let session = Session {
+            watched: if self.next_boot { Watched::NextBoot } else { Watched::Shutdown },
             disk: self.disk.clone().unwrap_or_default(),
             resume: self.resume.clone(),
             crowded: self.crowded,
             ssh: self.ssh,
             authorized_key: self.authorized_key.clone(),
             program: self.program.clone(),
-            accel: self.limits.accel,
+            accel: self.limits.accel(),
             timeout: self.limits.timeout(),
         };
         let recording = match &self.disk {
@@ -89,7 +101,8 @@ impl Crash {
             writeln!(out, "{cut}: {verdict}")?;
             return Ok(code(!matches!(verdict, Verdict::Broken(_))));
         }
-        let proof = recording.prove(Cuts { random: self.random, seed: self.seed, every: self.every })?;
+        let enough = if self.one_is_enough { Enough::OneBroken } else { Enough::All };
+        let proof = recording.prove(Cuts { moments: self.moments, random: self.random, seed: self.seed, enough })?;
         writeln!(out, "{proof}")?;
         self.show_broken(&proof, out)?;
         if self.sabotaged {

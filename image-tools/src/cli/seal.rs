@@ -6,15 +6,19 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::{
-    oci::Source,
-    uki::seal::{self, Request},
+    oci::{Arch, Reference},
+    seal::{self, Request},
+    workshop::Workshop,
 };
 
 /// The image to seal, as typed.
 #[derive(Debug, Args)]
 pub struct Seal {
     /// The image: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    image: Source,
+    image: Reference,
+    /// The architecture, as Go calls it (amd64, arm64), where an image is there for several; the build host's unless told
+    #[arg(long, value_parser = super::arch)]
+    arch: Option<Arch>,
     /// The OCI layout to make
     #[arg(long)]
     output: PathBuf,
@@ -31,13 +35,9 @@ pub struct Seal {
 
 impl Seal {
     /// Seals, and prints the image's digest.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`seal::seal`].
-    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
-        let Self { image, output, tag, options, ukify } = self;
-        writeln!(out, "{}", seal::seal(&Request { image, output, tag, options, ukify })?)?;
+    pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
+        let Self { image, arch, output, tag, options, ukify } = self;
+        writeln!(out, "{}", seal::seal(Request { image, arch, output, tag, options, ukify }, workshop)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -46,17 +46,16 @@ impl Seal {
 #[derive(Debug, Args)]
 pub struct Digest {
     /// The image: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    image: Source,
+    image: Reference,
+    /// The architecture, as Go calls it (amd64, arm64), where an image is there for several; the build host's unless told
+    #[arg(long, value_parser = super::arch)]
+    arch: Option<Arch>,
 }
 
 impl Digest {
     /// Prints what the deployment of the image is called.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`seal::digest`].
-    pub fn run(&self, out: &mut dyn Write) -> Result<ExitCode> {
-        writeln!(out, "{}", seal::digest(&self.image)?)?;
+    pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
+        writeln!(out, "{}", seal::digest(self.image, self.arch, workshop)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }

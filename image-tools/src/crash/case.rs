@@ -3,7 +3,10 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
-use super::log::{Entry, Kind, SECTOR};
+use super::{
+    log::{Entry, Kind, SECTOR},
+    proof::{Cuts, Enough},
+};
 
 /// A moment, and what of the unflushed writes before it has reached the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,14 +40,26 @@ impl FromStr for Case {
 pub type Part = (usize, Range<u64>);
 
 impl Case {
-    /// Every moment from `mark` to the end of the log, and `random` subsets of what was unflushed at moments between.
-    pub fn all(entries: &[Entry], mark: usize, random: usize, seed: u64) -> Vec<Self> {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut cases: Vec<_> = (mark..=entries.len()).map(|moment| Self { moment, chance: None }).collect();
+    /// Moments from `mark` to the end of the log, and random subsets of what was unflushed at moments between. The same
+    /// seed draws the same ones.
+    pub fn draw(entries: &[Entry], mark: usize, cuts: Cuts) -> Vec<Self> {
+        let mut rng = fastrand::Rng::with_seed(cuts.seed);
+        let all = entries.len() + 1 - mark;
+        let drawn = cuts.moments.filter(|count| *count < all);
+        let mut cases: Vec<_> = match drawn {
+            Some(count) => (0..count).map(|n| mark + rng.usize(n * all / count..(n + 1) * all / count)).collect(),
+            None => (mark..=entries.len()).collect::<Vec<_>>(),
+        }
+        .into_iter()
+        .map(|moment| Self { moment, chance: None })
+        .collect();
         let is_open = |moment: &usize| entries[unflushed(entries, *moment)].iter().any(|e| e.kind == Kind::Write);
         let open: Vec<_> = (mark..=entries.len()).filter(is_open).collect();
         let subset = |_| Self { moment: *rng.choice(&open).unwrap_or(&mark), chance: Some(rng.u64(..)) };
-        cases.extend((0..if open.is_empty() { 0 } else { random }).map(subset));
+        cases.extend((0..if open.is_empty() { 0 } else { cuts.random }).map(subset));
+        if cuts.enough == Enough::OneBroken {
+            rng.shuffle(&mut cases);
+        }
         cases
     }
 
@@ -62,9 +77,14 @@ impl Case {
                 0 => parts.push(whole(number)),
                 1 => {}
                 _ => {
-                    let sectors = 0..entries[number].length / SECTOR;
-                    let kept = sectors.filter(|_| rng.bool());
-                    parts.extend(kept.map(|sector| (number, sector * SECTOR..(sector + 1) * SECTOR)));
+                    let Entry { length, joined, .. } = entries[number];
+                    let mut is_kept = false;
+                    for sector in 0..length / SECTOR {
+                        is_kept = if joined == Some(sector) { is_kept } else { rng.bool() };
+                        if is_kept {
+                            parts.push((number, sector * SECTOR..(sector + 1) * SECTOR));
+                        }
+                    }
                 }
             }
         }
@@ -95,15 +115,34 @@ mod tests {
             (1, &[4; 512], 0),
             (0, &[], 1),
         ]);
-        Log::open(file.path()).unwrap().entries
+        Log::open(file.path(), &[]).unwrap().entries
+    }
+
+    const CUTS: Cuts = Cuts { moments: None, random: 200, seed: 7, enough: Enough::All };
+
+    #[test]
+    fn a_sample_has_a_moment_of_every_stretch_and_a_shuffled_one_has_all() {
+        let entries = entries();
+        let moments = |cuts| Case::draw(&entries, 1, cuts).into_iter().map(|case| case.moment).collect::<Vec<_>>();
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..50 {
+            let drawn = moments(Cuts { moments: Some(3), random: 0, seed, ..CUTS });
+            assert!(matches!(drawn[..], [1 | 2, 3 | 4, 5 | 6]), "{drawn:?}");
+            seen.extend(drawn);
+        }
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6], "no moment is out of reach");
+        let mut shuffled = moments(Cuts { moments: Some(9), random: 0, enough: Enough::OneBroken, ..CUTS });
+        assert_ne!(shuffled, [1, 2, 3, 4, 5, 6]);
+        shuffled.sort_unstable();
+        assert_eq!(shuffled, [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
     fn every_moment_is_a_case_and_what_is_flushed_is_never_missing() {
         let entries = entries();
-        let cases = Case::all(&entries, 1, 200, 7);
+        let cases = Case::draw(&entries, 1, CUTS);
         assert_eq!(cases.len(), 6 + 200);
-        assert_eq!(cases, Case::all(&entries, 1, 200, 7), "the same seed, the same cases");
+        assert_eq!(cases, Case::draw(&entries, 1, CUTS), "the same seed, the same cases");
         let mut seen = std::collections::BTreeSet::new();
         for case in &cases {
             let parts = case.parts(&entries);
@@ -120,6 +159,24 @@ mod tests {
             }
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3], "dropped, torn and done");
+    }
+
+    #[test]
+    fn a_superblock_of_ext4_is_never_torn() {
+        let file = written(&[(0, &[1; 4096], 0), (8, &[2; 1024], 0)]);
+        let seen = |superblocks: &[u64]| {
+            let entries = Log::open(file.path(), superblocks).unwrap().entries;
+            let mut seen = std::collections::BTreeSet::new();
+            for seed in 0..500 {
+                let parts = Case { moment: 2, chance: Some(seed) }.parts(&entries);
+                let has = |at| parts.iter().any(|(number, part)| *number == 0 && part.contains(&at));
+                seen.insert([512, 1024, 1536, 2048].map(has));
+            }
+            seen
+        };
+        assert_eq!(seen(&[]).len(), 16, "any sector without any other");
+        assert_eq!(seen(&[1024, 4096 - 512]).len(), 8, "but for the two in the middle");
+        assert!(seen(&[1024]).iter().all(|[_, first, second, _]| first == second));
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! A directory entry of FAT has 32 bytes, 16 of them are a sector, and a long name takes one more for every 13 characters
 //! (Microsoft's FAT specification, "Long File Name Implementation"). So the number of slots says what lies where.
 
-use std::{io::Write, path::Path, process::Command};
+use std::{io::Write, path::Path};
 
 use anyhow::{Context, Result};
 use finalize::layout::{ENTRIES, ENTRIES_STAGED, LOADER};
+use xshell::cmd;
 
-use crate::{cmd, inspect::Disk};
+use crate::{inspect::Disk, program};
 
 /// Three slots: two for a name of 14 to 26 characters, one for the short name.
 const SLOTS_OF_THREE: usize = 8;
@@ -24,8 +25,9 @@ const FOREIGN: usize = 2;
 pub fn crowd(disk: &Path) -> Result<()> {
     let start = Disk::open(disk)?.partitions.iter().find(|partition| partition.name == "esp").map(|esp| esp.start);
     let image = format!("{}@@{}", disk.display(), start.context("the disk has no partition esp")?);
+    let shell = program::shell()?;
     let tool = |name: &str, arguments: &[&str]| {
-        cmd::run(Command::new(name).args(["-i", &image]).args(arguments))
+        program::run(cmd!(shell, "{name} -i {image} {arguments...}"))
             .with_context(|| format!("crowding the ESP: {name}"))
     };
     let mut filler = tempfile::NamedTempFile::new()?;

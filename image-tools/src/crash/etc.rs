@@ -1,6 +1,6 @@
 //! An /etc on a disk, as a value that can be compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use ext4_view::Ext4;
@@ -48,17 +48,19 @@ pub fn etc(ext4: &Ext4, id: &DeploymentId, name: &str) -> Result<Etc> {
     Ok(found)
 }
 
-/// Fails with the first paths at which two trees differ.
+/// Fails with the first paths at which a tree is as none of `wanted` is.
 ///
 /// # Errors
 ///
 /// Names them.
-pub fn same(found: &Etc, wanted: &Etc) -> Result<()> {
-    let paths = found.keys().chain(wanted.keys().filter(|path| !found.contains_key(*path)));
-    let absent = "absent".to_owned();
-    let differs = paths.filter(|path| found.get(*path) != wanted.get(*path)).map(|path| {
-        let [is, must] = [found, wanted].map(|etc| etc.get(path).unwrap_or(&absent));
-        format!("{path} is {is}, must be {must}")
+pub fn same(found: &Etc, wanted: &[Etc]) -> Result<()> {
+    let all: BTreeSet<_> = wanted.iter().flat_map(Etc::keys).chain(found.keys()).collect();
+    let is_wanted = |path: &str| wanted.iter().any(|etc| etc.get(path) == found.get(path));
+    let said = |etc: &Etc, path: &str| etc.get(path).map_or("absent", String::as_str).to_owned();
+    let differs = all.into_iter().filter(|path| !is_wanted(path)).map(|path| {
+        let must: BTreeSet<_> = wanted.iter().map(|etc| said(etc, path)).collect();
+        let must = must.into_iter().collect::<Vec<_>>().join(" or ");
+        format!("{path} is {}, must be {must}", said(found, path))
     });
     let differs: Vec<_> = differs.collect();
     ensure!(differs.is_empty(), "{} paths differ: {}", differs.len(), differs[..differs.len().min(3)].join("; "));
@@ -75,8 +77,12 @@ mod tests {
         let tree = |text: &str| -> Etc {
             text.split(' ').map(|pair| pair.split_once('=').unwrap()).map(|(a, b)| (a.into(), b.into())).collect()
         };
-        assert!(same(&tree("a=1 b=2"), &tree("b=2 a=1")).is_ok());
-        let said = same(&tree("a=1 b=2"), &tree("a=1 b=3 c=4")).unwrap_err().to_string();
+        assert!(same(&tree("a=1 b=2"), &[tree("b=2 a=1")]).is_ok());
+        let said = same(&tree("a=1 b=2"), &[tree("a=1 b=3 c=4")]).unwrap_err().to_string();
         assert_eq!(said, "2 paths differ: b is 2, must be 3; c is absent, must be 4");
+        let either = [tree("a=1 b=2"), tree("a=1 b=3 c=4")];
+        assert!(same(&tree("a=1 b=3"), &either).is_ok(), "path by path");
+        let said = same(&tree("a=1 b=4 d=5"), &either).unwrap_err().to_string();
+        assert_eq!(said, "2 paths differ: b is 4, must be 2 or 3; d is 5, must be absent");
     }
 }

@@ -8,7 +8,6 @@ use std::{
     fmt,
     ops::Range,
     path::{Path, PathBuf},
-    process::Command,
     rc::Rc,
 };
 
@@ -20,6 +19,7 @@ use finalize::{
     layout,
     staged::{Marker, Origin},
 };
+use xshell::cmd;
 
 use super::{
     case::Part,
@@ -28,9 +28,9 @@ use super::{
     scratch::{ForGrub, Scratch},
 };
 use crate::{
-    disk::verity::BLOCK,
     inspect::{self, Disk, fat::Fat, grub::GrubFs, xfs},
-    sparse,
+    program, sparse,
+    verity::BLOCK,
 };
 
 /// What a disk is.
@@ -63,6 +63,8 @@ struct Seen {
     files: BTreeMap<String, bool>,
     /// Whether a deployment is whole.
     deployments: BTreeMap<DeploymentId, Result<(), String>>,
+    /// Whether the next finalization would find the image's /etc whole.
+    original: Option<Result<(), String>>,
 }
 
 /// The same, as the power cut left it, and after the repairs of the next boot.
@@ -95,8 +97,13 @@ pub struct Judge {
     files: BTreeMap<String, Vec<Range<u64>>>,
     /// What GRUB reads, if it is GRUB.
     pub for_grub: ForGrub,
-    old_etc: Etc,
-    new_etc: Etc,
+    old_etc: Vec<Etc>,
+    /// The merged /etc; and what a boot has made of it, where one is watched.
+    new_etc: Vec<Etc>,
+    /// What is there of the new deployment when its merged /etc is in place.
+    mark: &'static str,
+    /// The new deployment's /etc as its image has it.
+    image_etc: Vec<Etc>,
 }
 
 impl Judge {
@@ -115,14 +122,16 @@ impl Judge {
             new: staged.parse::<Marker>()?.depl_id,
             files: BTreeMap::new(),
             for_grub: for_grub(&disk)?,
-            old_etc: Etc::new(),
-            new_etc: Etc::new(),
+            old_etc: vec![],
+            new_etc: vec![],
+            mark: layout::ETC_ORIG,
+            image_etc: vec![],
         };
         let dirs = [tempfile::tempdir()?, tempfile::tempdir()?];
         let copy = |disk, dir: &tempfile::TempDir| Scratch::copy(disk, dir.path(), &judge.for_grub);
         let (first, last) = (copy(before, &dirs[0])?, copy(after, &dirs[1])?);
-        judge.old_etc = etc(&ext4(&first)?, &judge.old, layout::ETC)?;
-        judge.new_etc = etc(&ext4(&last)?, &judge.new, layout::ETC)?;
+        judge.old_etc = vec![etc(&ext4(&first)?, &judge.old, layout::ETC)?];
+        judge.new_etc = vec![etc(&ext4(&last)?, &judge.new, layout::ETC)?];
         for (disk, id) in [(&first, &judge.old), (&last, &judge.new)] {
             let eyes = judge.eyes(disk)?;
             let choice = eyes.choices()?.into_iter().next().context("there is no entry")?;
@@ -132,9 +141,30 @@ impl Judge {
                 judge.files.insert(file, blocks);
             }
         }
-        let image = etc(&ext4(&last)?, &judge.new, layout::ETC_ORIG)?;
-        ensure!(image != judge.new_etc, "the merged /etc is the image's: without local changes nothing is proven");
+        judge.image_etc = vec![etc(&ext4(&last)?, &judge.new, layout::ETC_ORIG)?];
+        let is_merged = judge.image_etc != judge.new_etc;
+        ensure!(is_merged, "the merged /etc is the image's: without local changes nothing is proven");
         Ok(judge)
+    }
+
+    /// The same for a boot of the new deployment with the disk `before`, which became `after`.
+    ///
+    /// # Errors
+    ///
+    /// When this boot was not the new deployment's, or has left `etc.orig` behind.
+    pub fn at_next_boot(mut self, before: &Path, after: &Path) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        for (disk, leaves_original) in [(before, true), (after, false)] {
+            let disk = Scratch::copy(disk, dir.path(), &self.for_grub)?;
+            ensure!(self.boots_first(&disk)? == Verdict::New, "the new deployment does not boot");
+            let ext4 = ext4(&disk)?;
+            let original = format!("/{}/{}", layout::deployment(&self.new), layout::ETC_ORIG);
+            let there = if leaves_original { "missing before" } else { "still there after" };
+            ensure!(ext4.exists(original.as_str())? == leaves_original, "{original} is {there} the report");
+            self.new_etc.push(etc(&ext4, &self.new, layout::ETC)?);
+        }
+        self.mark = layout::ETC;
+        Ok(self)
     }
 
     /// What the disk is, as it is and after the repairs of the next boot. What was seen of the same bytes before, `memory`
@@ -230,17 +260,32 @@ impl Judge {
     /// The same, and the deployments as the booted system sees them.
     fn look_at_root(&self, scratch: &Scratch, grub: &Seen) -> Result<Twice> {
         let deployments = || {
-            let all = [(&self.old, &self.old_etc, layout::ETC), (&self.new, &self.new_etc, layout::ETC_ORIG)];
+            let all = [(&self.old, &self.old_etc, layout::ETC), (&self.new, &self.new_etc, self.mark)];
             all.map(|(id, wanted, mark)| (id.clone(), said(deployment_is_whole(scratch, (id, mark), wanted)))).into()
         };
-        let look = || Ok(Seen { deployments: deployments(), ..self.look_as_grub(scratch)? });
-        let as_is = Seen { deployments: deployments(), ..grub.clone() };
+        let with = |seen| {
+            let original = Some(said(self.original_is_whole(scratch)));
+            Seen { deployments: deployments(), original, ..seen }
+        };
+        let look = || Ok(with(self.look_as_grub(scratch)?));
+        let as_is = with(grub.clone());
         let repaired = scratch.repaired("boot", || scratch.repaired("root", look));
         let gave_up = |why: anyhow::Error| {
             let all = [&self.old, &self.new].map(|id| (id.clone(), Err(format!("{why:#}"))));
             Seen { choices: Some(Err(format!("{why:#}"))), deployments: all.into(), ..Seen::default() }
         };
         Ok(Twice { as_is, repaired: repaired.unwrap_or_else(gave_up) })
+    }
+
+    /// Whether `etc.orig` is the image's /etc, where there is one: the next finalization merges from it.
+    fn original_is_whole(&self, scratch: &Scratch) -> Result<()> {
+        let ext4 = ext4(scratch)?;
+        let original = format!("{}/{}", layout::deployment(&self.new), layout::ETC_ORIG);
+        if !ext4.exists(format!("/{original}").as_str())? {
+            return Ok(());
+        }
+        same(&etc(&ext4, &self.new, layout::ETC_ORIG)?, &self.image_etc)
+            .with_context(|| format!("the next finalization merges from {original}, which is not whole"))
     }
 
     /// Whether the files that these entries name are whole; all files where the entries are elsewhere.
@@ -278,6 +323,9 @@ impl Judge {
             None => Err(anyhow!("{} boots first, which is neither the old nor the new deployment", id.short())),
         };
         state(&self.old).context("the old deployment has changed")?;
+        if let Some(Err(why)) = &root.original {
+            bail!("{why}");
+        }
         let first = &choices.first().context("there is no entry")?.id;
         state(first).with_context(|| format!("{} boots", first.short()))?;
         Ok(if *first == self.new { Verdict::New } else { Verdict::Old })
@@ -291,7 +339,7 @@ fn ext4(disk: &Scratch) -> Result<Ext4> {
 }
 
 /// Whether the deployment is there, with the /etc that it must have; `mark` is what is there when that is in place.
-fn deployment_is_whole(scratch: &Scratch, (id, mark): (&DeploymentId, &str), wanted: &Etc) -> Result<()> {
+fn deployment_is_whole(scratch: &Scratch, (id, mark): (&DeploymentId, &str), wanted: &[Etc]) -> Result<()> {
     let ext4 = ext4(scratch)?;
     let mark = format!("/{}/{mark}", layout::deployment(id));
     ensure!(ext4.exists(mark.as_str())?, "{mark} is missing");
@@ -319,7 +367,8 @@ fn for_grub(disk: &Disk) -> Result<ForGrub> {
 fn repaired_esp(esp: &Path) -> Result<PathBuf> {
     let copy = esp.with_extension("repaired");
     sparse::copy(esp, &copy)?;
-    let output = Command::new("fsck.fat").arg("-a").arg(&copy).output().context("starting fsck.fat")?;
+    let shell = program::shell()?;
+    let output = program::output(cmd!(shell, "fsck.fat -a {copy}"))?;
     match output.status.code() {
         // Nothing to do, or done (fsck.fat(8), "EXIT STATUS").
         Some(0 | 1) => Ok(copy),

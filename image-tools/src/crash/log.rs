@@ -31,6 +31,8 @@ pub struct Entry {
     pub at: u64,
     /// How many bytes.
     pub length: u64,
+    /// The sector of it that is on the disk exactly when the one before it is: the second one of an ext4 superblock.
+    pub joined: Option<u64>,
     /// The first byte of its data in the log.
     data: u64,
     /// The first byte behind it in the log.
@@ -51,14 +53,21 @@ pub enum Kind {
 }
 
 impl Log {
-    /// Reads a log that QEMU has finished.
+    /// Reads a log that QEMU has finished. `superblocks` are the places on the disk of ext4's superblocks, which are never
+    /// torn: Linux writes their two sectors at once, refuses to mount one of which only a half is new (its checksum), and
+    /// does so at every mount and unmount, whoever has written to the file system in between.
     ///
     /// # Errors
     ///
     /// When it is no such log, or ends in the middle of an entry: names the file.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, superblocks: &[u64]) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening the log of writes {}", path.display()))?;
-        let entries = entries(&file).with_context(|| format!("reading the log of writes {}", path.display()))?;
+        let mut entries = entries(&file).with_context(|| format!("reading the log of writes {}", path.display()))?;
+        for entry in &mut entries {
+            let second = superblocks.iter().map(|superblock| superblock + SECTOR);
+            let mut inside = second.filter(|second| (entry.at + 1..entry.at + entry.length).contains(second));
+            entry.joined = inside.next().map(|second| (second - entry.at) / SECTOR);
+        }
         Ok(Self { file, entries })
     }
 
@@ -103,9 +112,9 @@ fn entries(file: &File) -> Result<Vec<Entry>> {
         let end = at + sector + logged;
         ensure!(end <= size, "it ends in the middle of entry {number}");
         if flags & FLUSH != 0 && length > 0 {
-            found.push(Entry { kind: Kind::Flush, at: 0, length: 0, data: at, end: at });
+            found.push(Entry { kind: Kind::Flush, at: 0, length: 0, joined: None, data: at, end: at });
         }
-        found.push(Entry { kind, at: place, length, data: at + sector, end });
+        found.push(Entry { kind, at: place, length, joined: None, data: at + sector, end });
         at = end;
     }
     Ok(found)
@@ -144,7 +153,7 @@ pub mod tests {
     #[test]
     fn a_log_is_read_in_its_order() {
         let file = written(&[(8, &[1; 1024], 0), (0, &[], FLUSH), (2, &[2; 512], FUA)]);
-        let log = Log::open(file.path()).unwrap();
+        let log = Log::open(file.path(), &[]).unwrap();
         let kinds: Vec<_> = log.entries.iter().map(|entry| (entry.kind, entry.at, entry.length)).collect();
         assert_eq!(kinds, [(Kind::Write, 4096, 1024), (Kind::Flush, 0, 0), (Kind::DurableWrite, 1024, 512)]);
         assert_eq!(log.data(&log.entries[2]).unwrap(), [2; 512]);
@@ -157,7 +166,7 @@ pub mod tests {
         let bytes = std::fs::read(file.path()).unwrap();
         let refused = |bytes: &[u8], why: &str| {
             std::fs::write(file.path(), bytes).unwrap();
-            let said = format!("{:#}", Log::open(file.path()).unwrap_err());
+            let said = format!("{:#}", Log::open(file.path(), &[]).unwrap_err());
             assert!(said.contains(why), "{said}");
         };
         refused(b"", "reading the log");

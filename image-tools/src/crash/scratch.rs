@@ -8,19 +8,18 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use xshell::cmd;
 
 use super::{
     case::{Case, Part},
     log::{Kind, Log},
 };
 use crate::{
-    cmd,
     inspect::{table, xfs},
-    sparse,
+    program, sparse,
 };
 
 /// A partition.
@@ -167,15 +166,15 @@ impl Scratch {
         }
         let notes = path.with_extension("e2undo");
         _ = std::fs::remove_file(&notes);
-        let output = Command::new("e2fsck").args(["-p", "-z"]).args([&*notes, path]).output();
-        let output = output.context("starting e2fsck: is it installed?")?;
+        let shell = program::shell()?;
+        let output = program::output(cmd!(shell, "e2fsck -p -z {notes} {path}"))?;
         let judged = match output.status.code() {
             // Clean, or repaired (e2fsck(8), "EXIT CODE").
             Some(0..=2) => judge(),
             _ => bail!("e2fsck -p of {name} gives up: {}", String::from_utf8_lossy(&output.stdout).trim()),
         };
         if notes.exists() {
-            cmd::run(Command::new("e2undo").args([&*notes, path]))?;
+            program::run(cmd!(shell, "e2undo {notes} {path}"))?;
         }
         judged
     }
@@ -189,7 +188,7 @@ mod tests {
     #[test]
     fn a_power_cut_is_applied_and_undone() {
         let log = written(&[(0, &[1; 512], 0), (0, &[2; 1024], 0), (1, &[3; 512], 0), (2, &[4; 512], 0)]);
-        let log = Log::open(log.path()).unwrap();
+        let log = Log::open(log.path(), &[]).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("root");
         std::fs::write(&path, [0; 1024]).unwrap();

@@ -1,60 +1,72 @@
 //! A FAT32 file system inside a disk image, by mkfs.vfat and mtools.
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use xshell::{Cmd, Shell, cmd};
 
-use super::layout::Extent;
-use crate::{
-    cmd,
-    tree::{Content, Node},
-};
+use super::Place;
+use crate::{node::Content, program};
 
-/// Makes the file system at `at` of `disk`, with these nodes.
-///
-/// # Errors
-///
-/// When they do not fit, and those of the programs.
-pub fn create(disk: &Path, at: Extent, volume_id: u32, nodes: &[Node]) -> Result<()> {
-    ensure!(needed(nodes)? <= at.size, "the ESP of {} MiB is too small for its files", at.size >> 20);
-    let mut mkfs = Command::new("mkfs.vfat");
-    mkfs.args(["-F", "32", "-s", "1", "-n", "ESP", "--invariant", "-i", &format!("{volume_id:08x}")]);
-    mkfs.args(["--offset", &(at.start / 512).to_string()]).arg(disk).arg((at.size / 1024).to_string());
-    cmd::run(&mut mkfs).context("making the ESP")?;
-    let image = format!("{}@@{}", disk.display(), at.start);
+/// 1980-01-01, in seconds since 1970.
+const FIRST: u64 = 315_532_800;
+
+fn mkfs<'a>(shell: &'a Shell, place: Place<'_>, serial: u32) -> Cmd<'a> {
+    let (disk, serial) = (place.disk, format!("{serial:08x}"));
+    let (sector, blocks) = ((place.partition.start / 512).to_string(), (place.partition.size / 1024).to_string());
+    cmd!(shell, "mkfs.vfat -F 32 -s 1 -n ESP --invariant -i {serial} --offset {sector} {disk} {blocks}")
+}
+
+fn mmd<'a>(shell: &'a Shell, image: &str, target: &str) -> Cmd<'a> {
+    cmd!(shell, "mmd -i {image} {target}")
+}
+
+fn mcopy<'a>(shell: &'a Shell, image: &str, from: &Path, target: &str) -> Cmd<'a> {
+    cmd!(shell, "mcopy -i {image} -D overwrite {from} {target}")
+}
+
+/// The partition, as mtools name it.
+fn image(place: Place<'_>) -> String {
+    format!("{}@@{}", place.disk.display(), place.partition.start)
+}
+
+/// The programs of [`create`].
+pub fn programs(shell: &Shell, place: Place<'_>, serial: u32) -> Vec<String> {
+    let image = image(place);
+    let from = Path::new("FILE");
+    let mut programs = vec![mkfs(shell, place, serial).to_string()];
+    programs.extend(place.partition.nodes.iter().map(|node| {
+        let target = format!("::/{}", node.path.display());
+        match node.content {
+            Content::Dir => mmd(shell, &image, &target).to_string(),
+            _ => mcopy(shell, &image, from, &target).to_string(),
+        }
+    }));
+    programs
+}
+
+/// Makes the file system.
+pub fn create(place: Place<'_>, serial: u32, time: u64) -> Result<()> {
+    let shell = program::shell()?;
+    // What mtools (4.0.29) takes for now; FAT begins in 1980, and knows no time zones.
+    shell.set_var("SOURCE_DATE_EPOCH", time.max(FIRST).to_string());
+    shell.set_var("TZ", "UTC");
+    program::run(mkfs(&shell, place, serial)).context("making the ESP")?;
+    let image = image(place);
     let scratch = tempfile::tempdir()?;
-    for node in nodes {
+    for node in &place.partition.nodes {
         let target = format!("::/{}", node.path.display());
         let copied = match &node.content {
-            Content::Dir => cmd::run(Command::new("mmd").args(["-i", &image, &target])),
+            Content::Dir => program::run(mmd(&shell, &image, &target)),
             Content::Bytes(bytes) => {
                 let file = scratch.path().join("file");
                 std::fs::write(&file, bytes)?;
-                mcopy(&image, &file, &target)
+                program::run(mcopy(&shell, &image, &file, &target))
             }
-            Content::File(from) => mcopy(&image, from, &target),
+            Content::File(from) => program::run(mcopy(&shell, &image, &from.path, &target)),
             _ => bail!("{} cannot be on a FAT file system", node.path.display()),
         };
         copied.with_context(|| format!("writing {} on the ESP", node.path.display()))?;
     }
     Ok(())
-}
-
-fn mcopy(image: &str, from: &Path, target: &str) -> Result<String> {
-    cmd::run(Command::new("mcopy").args(["-i", image, "-D", "overwrite"]).arg(from).arg(target))
-}
-
-/// A generous estimate of the bytes that the nodes take.
-fn needed(nodes: &[Node]) -> Result<u64> {
-    let mut sum = 4 << 20;
-    for node in nodes {
-        sum += match &node.content {
-            Content::Bytes(bytes) => bytes.len() as u64,
-            Content::File(path) => path.metadata().with_context(|| format!("reading {}", path.display()))?.len(),
-            _ => 0,
-        }
-        .next_multiple_of(4096)
-            + 4096;
-    }
-    Ok(sum)
 }

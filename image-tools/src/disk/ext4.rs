@@ -1,50 +1,129 @@
 //! An ext4 file system inside a disk image, by mke2fs and debugfs: with owners, modes, extended attributes and fs-verity,
 //! though neither root nor a mount is involved.
 
-use std::{path::Path, process::Command};
+use std::{fmt::Write as _, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use uuid::Uuid;
+use xshell::{Cmd, Shell, cmd};
 
-use super::layout::Extent;
+use super::{Place, tar};
 use crate::{
-    cmd,
-    tree::{Node, debugfs_batch, write_tar},
+    node::{Content, Node},
+    plan::NoRoom,
+    program,
 };
 
-/// The names of a file system.
-#[derive(Debug, Clone, Copy)]
-pub struct Names<'a> {
-    /// Its UUID.
-    pub uuid: Uuid,
-    /// Its label.
-    pub label: &'a str,
+/// What mke2fs takes for granted (mke2fs.conf(5)), whatever the build host has: features that GRUB 2.06, e2fsprogs 1.46 and
+/// Linux 5.15 know. Not `orphan_file` and `metadata_csum_seed`.
+const CONFIG: &str = "[defaults]
+base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+default_mntopts = acl,user_xattr
+enable_periodic_fsck = 0
+blocksize = 4096
+inode_size = 256
+inode_ratio = 16384
+[fs_types]
+ext4 = {
+features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
+}
+";
+
+/// How many inodes a file system gets: one for each 16 KiB, as mke2fs has it; and for many small files half as many again.
+fn inodes(place: Place<'_>) -> u64 {
+    let there = place.partition.nodes.len() as u64;
+    (place.partition.size / 16384).max(there + there / 2)
 }
 
-/// Makes the file system at `at` of `disk`, with these nodes, and checks it.
+fn mke2fs<'a>(shell: &'a Shell, place: Place<'_>, uuid: Uuid) -> Cmd<'a> {
+    let (disk, label, start) = (place.disk, place.partition.purpose.name(), place.partition.start);
+    let extended = format!("offset={start},hash_seed={uuid},root_owner=0:0,lazy_itable_init=1");
+    let (uuid, inodes) = (uuid.to_string(), inodes(place).to_string());
+    let words = ["-O", "verity", "-m", "1", "-N", &inodes, "-L", label, "-U", &uuid, "-d", "-", "-E", &extended];
+    let blocks = format!("{}k", place.partition.size / 1024);
+    cmd!(shell, "mke2fs -q -F -t ext4 -b 4096").args(words).arg(disk).arg(blocks)
+}
+
+fn debugfs<'a>(shell: &'a Shell, place: Place<'_>, batch: &Path) -> Cmd<'a> {
+    let image = image(place);
+    cmd!(shell, "debugfs -w -f {batch} {image}")
+}
+
+fn e2fsck<'a>(shell: &'a Shell, place: Place<'_>) -> Cmd<'a> {
+    let image = image(place);
+    cmd!(shell, "e2fsck -f -n {image}")
+}
+
+/// The partition, as e2fsprogs name it.
+fn image(place: Place<'_>) -> String {
+    format!("{}?offset={}", place.disk.display(), place.partition.start)
+}
+
+/// The programs of [`create`].
+pub fn programs(shell: &Shell, place: Place<'_>, uuid: Uuid) -> Vec<String> {
+    let batch = Path::new("BATCH");
+    [mke2fs(shell, place, uuid), debugfs(shell, place, batch), e2fsck(shell, place)].map(|cmd| cmd.to_string()).into()
+}
+
+/// Makes the file system, and checks it.
 ///
 /// # Errors
 ///
-/// When they do not fit, and those of the programs.
-pub fn create(disk: &Path, at: Extent, names: Names<'_>, nodes: &[Node]) -> Result<()> {
-    // Times of the file system itself; zero would mean now.
-    let time = std::env::var("SOURCE_DATE_EPOCH").unwrap_or_else(|_| "1".to_owned());
-    let mut mke2fs = Command::new("mke2fs");
-    mke2fs.env("E2FSPROGS_FAKE_TIME", &time);
-    mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-O", "verity", "-m", "1", "-L", names.label]);
-    mke2fs.args(["-U", &names.uuid.to_string(), "-d", "-"]);
-    let extended = format!("offset={},hash_seed={},root_owner=0:0,lazy_itable_init=1", at.start, names.uuid);
-    mke2fs.args(["-E", &extended]).arg(disk).arg(format!("{}k", at.size / 1024));
-    let label = names.label;
-    cmd::run_with(&mut mke2fs, |stdin| write_tar(nodes, stdin))
-        .with_context(|| format!("making the {label} file system"))?;
+/// When its files do not fit, and those of the programs.
+pub fn create(place: Place<'_>, uuid: Uuid, time: u64) -> Result<()> {
+    let (shell, label) = (program::shell()?, place.partition.purpose.name());
+    let nodes = tar::sealed(&place.partition.nodes)?;
+    shell.set_var("E2FSPROGS_FAKE_TIME", time.to_string());
     let scratch = tempfile::tempdir()?;
+    let config = scratch.path().join("mke2fs.conf");
+    std::fs::write(&config, CONFIG)?;
+    shell.set_var("MKE2FS_CONFIG", config);
+    program::feed(mke2fs(&shell, place, uuid), |stdin| tar::write(&nodes, stdin))
+        .map_err(|error| too_small(place, error))
+        .with_context(|| format!("making the {label} file system"))?;
     let batch = scratch.path().join("batch");
-    std::fs::write(&batch, debugfs_batch(nodes, scratch.path())?)?;
-    let image = format!("{}?offset={}", disk.display(), at.start);
-    cmd::run(Command::new("debugfs").env("E2FSPROGS_FAKE_TIME", &time).arg("-w").arg("-f").arg(&batch).arg(&image))
-        .context("sealing the root file system")?;
-    cmd::run(Command::new("e2fsck").args(["-f", "-n", &image]))
-        .with_context(|| format!("checking the {label} file system"))?;
+    std::fs::write(&batch, commands(&place.partition.nodes, scratch.path())?)?;
+    let said = program::output(debugfs(&shell, place, &batch)).context("sealing the root file system")?;
+    // It exits with 0 whatever happens, and complains on stderr, after its name and version.
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    let complaints: Vec<_> = said.lines().filter(|line| !line.starts_with("debugfs 1.")).collect();
+    ensure!(complaints.is_empty(), "sealing the root file system: debugfs failed: {}", complaints.join("; "));
+    program::run(e2fsck(&shell, place)).with_context(|| format!("checking the {label} file system"))?;
     Ok(())
+}
+
+/// What mke2fs says of a file system that is full does not say so.
+fn too_small(place: Place<'_>, error: anyhow::Error) -> anyhow::Error {
+    let is_full = error.chain().any(|why| why.to_string().contains("Could not allocate"));
+    if is_full { NoRoom::full(place.partition).into() } else { error }
+}
+
+/// The commands for debugfs(8) that give sealed files their size and flag, and nodes their extended attributes. Values
+/// are written to files below `scratch`.
+fn commands(nodes: &[Node], scratch: &Path) -> Result<String> {
+    let mut batch = String::new();
+    let mut values = 0;
+    for node in nodes {
+        if let Content::Sealed(file) = &node.content {
+            let path = quoted(&node.path)?;
+            // VERITY | EXTENTS
+            writeln!(batch, "sif {path} size {}\nsif {path} flags 0x180000", file.size)?;
+        }
+        for (key, value) in &node.meta.xattrs {
+            values += 1;
+            let path = quoted(&node.path)?;
+            let file = scratch.join(format!("xattr-{values}"));
+            std::fs::write(&file, value).with_context(|| format!("writing {}", file.display()))?;
+            writeln!(batch, "ea_set -f {} {path} {}", file.display(), String::from_utf8_lossy(key))?;
+        }
+    }
+    Ok(batch)
+}
+
+/// A path as debugfs reads it.
+fn quoted(path: &Path) -> Result<String> {
+    match path.to_str() {
+        Some(text) if !text.contains(['"', '\n', '\r']) => Ok(format!("\"/{text}\"")),
+        _ => bail!("the name {path:?} cannot be carried over: it has quotes, line breaks or is not UTF-8"),
+    }
 }

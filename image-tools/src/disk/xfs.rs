@@ -1,34 +1,42 @@
 //! An XFS file system inside a disk image, by mkfs.xfs: files and directories, which is what a boot partition has.
 
-use std::{ffi::OsStr, fmt::Write, os::unix::fs::symlink, path::Path, process::Command};
+use std::{ffi::OsStr, fmt::Write, os::unix::fs::symlink, path::Path};
 
 use anyhow::{Context, Result, bail};
+use uuid::Uuid;
+use xshell::{Cmd, Shell, cmd};
 
-use super::{ext4::Names, layout::Extent};
+use super::Place;
 use crate::{
-    cmd, sparse,
-    tree::{Content, Node},
+    node::{Content, Node},
+    program, sparse,
 };
 
-/// Makes the file system at `at` of `disk`, with these nodes.
+/// Its program, which reads `prototype` and writes `image`.
+pub fn mkfs<'a>(shell: &'a Shell, place: Place<'_>, uuid: Uuid) -> Cmd<'a> {
+    let (label, uuid) = (place.partition.purpose.name(), uuid.to_string());
+    // GRUB reads no 64-bit extent counters before 2.12.
+    cmd!(shell, "mkfs.xfs -q -L {label} -m uuid={uuid} -i nrext64=0 -p prototype image")
+}
+
+/// Makes the file system.
 ///
 /// # Errors
 ///
-/// When they do not fit or mkfs.xfs cannot be told of them, and those of the program.
-pub fn create(disk: &Path, at: Extent, names: Names<'_>, nodes: &[Node]) -> Result<()> {
-    let beside = disk.parent().context("a disk image has a directory")?;
+/// When mkfs.xfs cannot be told of a node, and those of the program.
+pub fn create(place: Place<'_>, uuid: Uuid) -> Result<()> {
+    let beside = place.disk.parent().context("a disk image has a directory")?;
     let scratch = tempfile::tempdir_in(beside)?;
     let scratch = scratch.path();
     let mut prototype = String::from("/\n0 0\nd--755 0 0\n");
-    describe(nodes, Path::new(""), scratch, &mut prototype)?;
+    describe(&place.partition.nodes, Path::new(""), scratch, &mut prototype)?;
     std::fs::write(scratch.join("prototype"), prototype)?;
-    std::fs::File::create(scratch.join("image"))?.set_len(at.size)?;
-    let mut mkfs = Command::new("mkfs.xfs");
-    // GRUB reads no 64-bit extent counters before 2.12.
-    mkfs.args(["-q", "-L", names.label, "-m", &format!("uuid={}", names.uuid), "-i", "nrext64=0"]);
-    cmd::run(mkfs.args(["-p", "prototype", "image"]).current_dir(scratch))
-        .with_context(|| format!("making the {} file system", names.label))?;
-    sparse::into(&scratch.join("image"), disk, at.start)
+    std::fs::File::create(scratch.join("image"))?.set_len(place.partition.size)?;
+    let shell = program::shell()?;
+    shell.change_dir(scratch);
+    let label = place.partition.purpose.name();
+    program::run(mkfs(&shell, place, uuid)).with_context(|| format!("making the {label} file system"))?;
+    sparse::into(&scratch.join("image"), place.disk, place.partition.start)
 }
 
 /// What is in `dir`, as mkfs.xfs(8) reads it from a prototype file in `scratch`; that has no way to quote, so all content
@@ -48,7 +56,7 @@ fn describe(nodes: &[Node], dir: &Path, scratch: &Path, text: &mut String) -> Re
                 continue;
             }
             Content::Bytes(bytes) => std::fs::write(&content, bytes),
-            Content::File(from) => std::path::absolute(from).and_then(|from| symlink(from, &content)),
+            Content::File(from) => std::path::absolute(&from.path).and_then(|from| symlink(from, &content)),
             _ => bail!("{} cannot be on a boot partition with XFS", path.display()),
         }
         .with_context(|| format!("writing {}", content.display()))?;

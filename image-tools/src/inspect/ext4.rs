@@ -1,10 +1,11 @@
 //! An ext4 file system inside a disk image, read by debugfs.
 
-use std::{path::Path, process::Command};
+use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use xshell::cmd;
 
-use crate::cmd;
+use crate::program;
 
 /// The file system.
 #[derive(Debug)]
@@ -61,8 +62,8 @@ impl Ext4 {
             false => Ok(format!("{command} \"{path}\"\n")),
         };
         std::fs::write(&file, paths.iter().map(quoted).collect::<Result<String>>()?)?;
-        let output = Command::new("debugfs").arg("-f").arg(&file).arg(&self.image).output();
-        let output = output.context("starting debugfs: is it installed?")?;
+        let (shell, image) = (program::shell()?, &self.image);
+        let output = program::output(cmd!(shell, "debugfs -f {file} {image}"))?;
         let said = String::from_utf8_lossy(&output.stdout);
         let prompt = format!("debugfs: {command} ");
         let mut answers = vec![None; paths.len()];
@@ -156,7 +157,8 @@ impl Ext4 {
 
     /// What e2fsck finds wrong with the file system, which is called `name`.
     pub fn fsck(&self, name: &str) -> Vec<String> {
-        match cmd::run(Command::new("e2fsck").args(["-f", "-n", &self.image])) {
+        let image = &self.image;
+        match program::shell().and_then(|shell| program::run(cmd!(shell, "e2fsck -f -n {image}"))) {
             Ok(_) => vec![],
             Err(error) => vec![format!("the {name} file system is not clean: {error:#}")],
         }
@@ -164,6 +166,18 @@ impl Ext4 {
 }
 
 /// The fields that debugfs's `stat` prints.
+/// Where the superblock of the ext4 is that begins at byte `start` of `disk`; nothing where there is no ext4, by its magic
+/// (`Documentation/filesystems/ext4/super.rst`).
+///
+/// # Errors
+///
+/// Those of reading.
+pub fn superblock(disk: &Path, start: u64) -> Result<Option<u64>> {
+    let (at, mut magic) = (start + 1024, [0; 2]);
+    File::open(disk)?.read_exact_at(&mut magic, at + 0x38)?;
+    Ok((u16::from_le_bytes(magic) == 0xef53).then_some(at))
+}
+
 fn parse_inode(text: &str) -> Inode {
     let mut inode = Inode::default();
     for line in text.lines() {

@@ -5,13 +5,13 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::Command,
     sync::OnceLock,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use xshell::cmd;
 
-use crate::{cmd, sparse};
+use crate::{program, sparse};
 
 /// The file system.
 #[derive(Debug)]
@@ -36,7 +36,8 @@ impl Fat {
         if let Some(paths) = self.paths.get() {
             return Ok(paths);
         }
-        let said = cmd::run(Command::new("mdir").args(["-/", "-b", "-i", &self.image(), "::/"]));
+        let (shell, image) = (program::shell()?, self.image());
+        let said = program::run(cmd!(shell, "mdir -/ -b -i {image} ::/"));
         let said = said.context("reading the ESP")?;
         let paths = said.lines().map(|line| line.trim_start_matches("::/").to_ascii_lowercase()).collect();
         Ok(self.paths.get_or_init(|| paths))
@@ -51,6 +52,21 @@ impl Fat {
         Ok(self.paths()?.contains(&path.trim_start_matches('/').to_ascii_lowercase()))
     }
 
+    /// The bytes of the file at `path`; nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        if !self.exists(path)? {
+            return Ok(None);
+        }
+        let (shell, image) = (program::shell()?, self.image());
+        let output = program::output(cmd!(shell, "mtype -i {image} ::/{path}"))?;
+        ensure!(output.status.success(), "reading {path}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(Some(output.stdout))
+    }
+
     /// The files of the directory `dir`: name and content; none where there is no such directory. Hidden ones are nobody's
     /// business: a file on its way to its name.
     ///
@@ -58,13 +74,14 @@ impl Fat {
     ///
     /// When a file cannot be read.
     pub fn files(&self, dir: &str) -> Result<Vec<(String, String)>> {
-        let said = cmd::run(Command::new("mdir").args(["-b", "-i", &self.image(), &format!("::/{dir}")]));
+        let (shell, image) = (program::shell()?, self.image());
+        let said = program::run(cmd!(shell, "mdir -b -i {image} ::/{dir}"));
         if !self.paths()?.contains(&format!("{}/", dir.to_ascii_lowercase())) {
             return Ok(vec![]);
         }
         let mut files = vec![];
         for path in said?.lines().filter(|line| !line.ends_with('/') && !line.contains("/.")) {
-            let content = cmd::run(Command::new("mtype").args(["-i", &self.image(), path]))?;
+            let content = program::run(cmd!(shell, "mtype -i {image} {path}"))?;
             let name = path.rsplit('/').next().unwrap_or(path);
             files.push((name.to_owned(), content));
         }
@@ -80,12 +97,11 @@ impl Fat {
     ///
     /// When mtools cannot be started.
     pub fn readable_entries(&self, dir: &str) -> Result<Vec<(String, String)>> {
-        let image = self.image();
-        let run = |command: &mut Command| command.output().context("starting mtools: are they installed?");
-        let listed = run(Command::new("mdir").args(["-b", "-i", &image, &format!("::/{dir}")]))?;
+        let (shell, image) = (program::shell()?, self.image());
+        let listed = program::output(cmd!(shell, "mdir -b -i {image} ::/{dir}"))?;
         let mut files = vec![];
         for path in String::from_utf8_lossy(&listed.stdout).lines().filter(|path| path.ends_with(".conf")) {
-            let read = run(Command::new("mtype").args(["-i", &image, path]))?;
+            let read = program::output(cmd!(shell, "mtype -i {image} {path}"))?;
             if !read.stdout.is_empty() {
                 let name = path.rsplit('/').next().unwrap_or(path);
                 files.push((name.to_owned(), String::from_utf8_lossy(&read.stdout).into_owned()));
@@ -100,7 +116,8 @@ impl Fat {
     ///
     /// When it cannot be read.
     pub fn blocks(&self, path: &str) -> Result<Vec<Range<u64>>> {
-        let said = cmd::run(Command::new("mshowfat").args(["-i", &self.image(), &format!("::{path}")]))?;
+        let (shell, image) = (program::shell()?, self.image());
+        let said = program::run(cmd!(shell, "mshowfat -i {image} ::{path}"))?;
         let mut boot_sector = [0; 48];
         std::fs::File::open(&self.disk)?.read_exact_at(&mut boot_sector, self.start)?;
         // BPB_BytsPerSec, BPB_SecPerClus, BPB_RsvdSecCnt, BPB_NumFATs, BPB_FATSz32 (Microsoft's FAT specification).
@@ -130,7 +147,8 @@ impl Fat {
         let sectors = u32::from_le_bytes([boot_sector[32], boot_sector[33], boot_sector[34], boot_sector[35]]);
         let copy = tempfile::NamedTempFile::new()?;
         sparse::part(&self.disk, self.start..self.start + u64::from(sectors) * 512, copy.path())?;
-        match cmd::run(Command::new("fsck.fat").arg("-n").arg(copy.path())) {
+        let (shell, copy) = (program::shell()?, copy.path());
+        match program::run(cmd!(shell, "fsck.fat -n {copy}")) {
             Ok(_) => Ok(vec![]),
             Err(error) => Ok(vec![format!("the ESP is not clean: {error:#}")]),
         }

@@ -4,10 +4,12 @@
 use std::{
     ops::Range,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use xshell::cmd;
+
+use crate::program;
 
 /// What GRUB counts in.
 const SECTOR: u64 = 512;
@@ -38,9 +40,8 @@ impl GrubFs {
 
     fn run_for_bytes(&self, what: &str, path: &str) -> Result<Option<Vec<u8>>> {
         let path = format!("{}/{}", self.device, path.trim_start_matches('/'));
-        let mut command = Command::new("grub-fstest");
-        let output = command.env("LC_ALL", "C").arg(&self.disk).args([what, "--", &path]).output();
-        let output = output.context("starting grub-fstest: is grub-common installed?")?;
+        let (shell, disk) = (program::shell()?, &self.disk);
+        let output = program::output(cmd!(shell, "grub-fstest {disk} {what} -- {path}").env("LC_ALL", "C"))?;
         let said = String::from_utf8_lossy(&output.stderr);
         match output.status.success() {
             true => Ok(Some(output.stdout)),
@@ -120,4 +121,18 @@ impl GrubFs {
         let found: Option<Vec<_>> = said.trim().split(',').map(range).collect();
         found.with_context(|| format!("{path}: grub-fstest says {said:?}"))
     }
+}
+
+/// What GRUB's parser says of a configuration that it cannot read; nothing of one that it can.
+///
+/// # Errors
+///
+/// When the parser (grub-script-check, of Debian's grub-common) cannot be asked.
+pub fn parse(text: &str) -> Result<Option<String>> {
+    let shell = program::shell()?;
+    // One that ends before it has read all of the text has something to say of it.
+    let output = program::answer(cmd!(shell, "grub-script-check"), |stdin| Ok(stdin.write_all(text.as_bytes())?))?;
+    let said = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
+    let is_empty = said.contains("contains no commands");
+    Ok((!output.status.success() && !is_empty).then(|| said.trim().to_owned()))
 }

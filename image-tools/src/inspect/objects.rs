@@ -11,7 +11,7 @@ use finalize::{digest::DeploymentId, layout};
 use rayon::prelude::*;
 
 use super::ext4::{Ext4, Inode, Node};
-use crate::disk::verity::{Algorithm, BLOCK, Metadata};
+use crate::verity::{Algorithm, BLOCK, Metadata};
 
 const VERITY: u32 = 0x10_0000;
 

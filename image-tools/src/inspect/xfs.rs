@@ -1,11 +1,12 @@
 //! An XFS file system inside a disk image, checked by xfs_repair, and mounted.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
+use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, Result};
+use xshell::cmd;
 
 use super::table::Partition;
-use crate::{cmd, sparse};
+use crate::{program, sparse};
 
 /// Whether XFS begins at byte `start` of `disk`: by its magic, `XFSB` (`fs/xfs/libxfs/xfs_format.h`).
 ///
@@ -31,9 +32,10 @@ pub fn replay(file: &Path) -> Result<()> {
     }
     let mount_point = tempfile::tempdir()?;
     let script = "mount -t xfs -o loop,nouuid \"$0\" \"$1\" && umount \"$1\"";
-    let mut mount = Command::new("unshare");
-    mount.args(["--mount", "sh", "-c", script]).args([file, mount_point.path()]);
-    cmd::run(&mut mount).map(drop).context("replaying the log")
+    let (shell, mount_point) = (program::shell()?, mount_point.path());
+    program::run(cmd!(shell, "unshare --mount sh -c {script} {file} {mount_point}"))
+        .map(drop)
+        .context("replaying the log")
 }
 
 /// What xfs_repair finds wrong.
@@ -44,7 +46,8 @@ pub fn replay(file: &Path) -> Result<()> {
 pub fn fsck(disk: &Path, partition: &Partition) -> Result<Vec<String>> {
     let copy = tempfile::NamedTempFile::new()?;
     sparse::part(disk, partition.start..partition.start + partition.size, copy.path())?;
-    match cmd::run(Command::new("xfs_repair").args(["-n", "-f"]).arg(copy.path())) {
+    let (shell, copy) = (program::shell()?, copy.path());
+    match program::run(cmd!(shell, "xfs_repair -n -f {copy}")) {
         Ok(_) => Ok(vec![]),
         Err(error) => Ok(vec![format!("the {} file system is not clean: {error:#}", partition.name)]),
     }

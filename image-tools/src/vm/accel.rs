@@ -71,16 +71,25 @@ impl fmt::Display for Taken {
     }
 }
 
+/// What somebody wants, and where what a guest has answered is kept.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Which accelerator.
+    pub wanted: Wanted,
+    /// A directory that is gone when the host is off; the one for temporary files where there is none.
+    pub answers: Option<PathBuf>,
+}
+
 /// The accelerator for a new machine.
 ///
 /// # Errors
 ///
 /// When KVM is wanted and no guest runs under it: says why.
-pub fn choose(wanted: Wanted) -> Result<Taken> {
-    if wanted == Wanted::Tcg {
+pub fn choose(asked: &Asked) -> Result<Taken> {
+    if asked.wanted == Wanted::Tcg {
         return Ok(Taken { accelerator: Accel::Tcg, why_not_kvm: None });
     }
-    match (why_not_kvm(), wanted) {
+    match (why_not_kvm(asked), asked.wanted) {
         (None, _) => Ok(Taken { accelerator: Accel::Kvm, why_not_kvm: None }),
         (Some(why), Wanted::Kvm) => bail!("KVM does not work here: {why}: leave --accel out to go on with TCG"),
         (why, _) => Ok(Taken { accelerator: Accel::Tcg, why_not_kvm: why }),
@@ -92,11 +101,12 @@ pub fn choose(wanted: Wanted) -> Result<Taken> {
 /// # Errors
 ///
 /// When the other one is wanted, or the machine was saved under KVM and no guest runs under it any more: says why.
-pub fn choose_again(saved: Accel, wanted: Wanted) -> Result<Taken> {
+pub fn choose_again(saved: Accel, asked: &Asked) -> Result<Taken> {
+    let wanted = asked.wanted;
     let refused = matches!((saved, wanted), (Accel::Kvm, Wanted::Tcg) | (Accel::Tcg, Wanted::Kvm));
     ensure!(!refused, "the machine was saved under {saved}, and goes on under nothing else: save another one");
     match (saved, wanted) {
-        (Accel::Kvm, _) => match why_not_kvm() {
+        (Accel::Kvm, _) => match why_not_kvm(asked) {
             Some(why) => bail!("the machine was saved under kvm, which does not work here: {why}: save another one"),
             None => Ok(Taken { accelerator: saved, why_not_kvm: None }),
         },
@@ -108,15 +118,14 @@ pub fn choose_again(saved: Accel, wanted: Wanted) -> Result<Taken> {
 }
 
 /// Why no guest runs under KVM; nothing where one does. A guest is asked once a boot of the host.
-fn why_not_kvm() -> Option<String> {
+fn why_not_kvm(asked: &Asked) -> Option<String> {
     if let Some(why) = why_not(Path::new(KVM)) {
         return Some(why);
     }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     // Another device may lie over it, in a container for instance.
     let device = fs::metadata(KVM).map_or(0, |found| found.rdev());
-    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let file = given.unwrap_or_else(std::env::temp_dir);
+    let file = asked.answers.clone().filter(|dir| dir.is_absolute()).unwrap_or_else(std::env::temp_dir);
     let file = file.join(format!("image-tools-kvm-{}", rustix::process::geteuid().as_raw()));
     let memory = Memory { file, boot: format!("{} {device:x}", boot.trim()) };
     if let Some(answer) = memory.read() {

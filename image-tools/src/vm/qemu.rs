@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use xshell::cmd;
 
 use super::{Changes, Machine, accel::Accel};
-use crate::cmd;
+use crate::program;
 
 /// The firmware of Debian's package ovmf.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -38,7 +39,8 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
     }
     blockdev(&mut command, &disk(machine, scratch)?);
-    command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
+    // A guest must not be told of the host's troubles: whatever it makes of them is no result.
+    command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1,werror=stop,rerror=stop"]);
     if let Some(port) = machine.ssh {
         // Without its option ROM: nobody boots from the network.
         command.args(["-device", "virtio-net-pci,netdev=net,romfile=", "-netdev"]);
@@ -93,9 +95,8 @@ fn disk(machine: &Machine, scratch: &Path) -> Result<Value> {
     let mut node = json!({ "driver": format, "discard": "unmap", "file": file(&image) });
     if machine.changes == Changes::Drop {
         let overlay = scratch.join("overlay.qcow2");
-        let mut create = Command::new("qemu-img");
-        create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(&image).arg(&overlay);
-        cmd::run(&mut create)?;
+        let shell = program::shell()?;
+        program::run(cmd!(shell, "qemu-img create -q -f qcow2 -F {format} -b {image} {overlay}"))?;
         node = json!({ "driver": "qcow2", "file": file(&overlay) });
     }
     if let Some(log) = &machine.write_log {
@@ -144,7 +145,8 @@ fn credential(key: &str) -> String {
 
 /// QEMU 7 corrupts flags under TCG: its guests crash at random. Files of saved machines came with 8.2.
 fn check_version() -> Result<()> {
-    let said = cmd::run(Command::new("qemu-system-x86_64").arg("--version"))?;
+    let shell = program::shell()?;
+    let said = program::run(cmd!(shell, "qemu-system-x86_64 --version"))?;
     let version = said.split("version ").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or_default();
     let major: u32 = version.parse().unwrap_or(0);
     ensure!(major >= 9, "QEMU {version} is too old, 9 is needed: install it from Debian's backports");

@@ -49,7 +49,7 @@ pub struct Heard {
 pub enum Trouble {
     /// It stopped, and nobody here asked for that. QEMU says why when it is asked for its state.
     Stopped,
-    /// The disk of the host is full or fails: the node, and QEMU's reason.
+    /// The disk of the host is full or fails: what could not be done, and the reason that QEMU gives.
     Disk(String),
     /// The guest's kernel gave up.
     Panicked,
@@ -63,7 +63,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stopped => f.write_str("the machine was stopped"),
-            Self::Disk(why) => write!(f, "the machine was stopped, for its disk cannot be written to: {why}"),
+            Self::Disk(why) => write!(f, "the machine was stopped, for its disk cannot be {why}"),
             Self::Panicked => f.write_str("the guest's kernel panicked"),
             Self::Watchdog => f.write_str("the guest's watchdog fired"),
             Self::Resets => write!(f, "the guest was reset more than {RESETS} times before it was ready"),
@@ -196,7 +196,9 @@ impl Heard {
             }
             "STOP" if !self.stop_is_wanted => Some(Trouble::Stopped),
             "BLOCK_IO_ERROR" if data["action"] == "stop" => {
-                Some(Trouble::Disk(data["reason"].as_str().unwrap_or("no reason is given").to_owned()))
+                let done = if data["operation"] == "read" { "read" } else { "written to" };
+                let why = data["reason"].as_str().unwrap_or("no reason is given");
+                Some(Trouble::Disk(format!("{done}: {why}")))
             }
             "GUEST_PANICKED" => Some(Trouble::Panicked),
             "WATCHDOG" => Some(Trouble::Watchdog),
@@ -271,7 +273,7 @@ mod tests {
         assert_eq!(ends(&[], nothing), Ending::Deadline);
         assert_eq!(ends(&[event("STOP")], nothing), Ending::Trouble(Trouble::Stopped));
         assert_eq!(ends(&[event("STOP")], |heard| heard.stop_is_wanted = true), Ending::Deadline);
-        let disk = Ending::Trouble(Trouble::Disk("No space".into()));
+        let disk = Ending::Trouble(Trouble::Disk("written to: No space".into()));
         assert_eq!(ends(&[event("BLOCK_IO_ERROR"), event("STOP")], nothing), disk);
         assert_eq!(ends(&[event("GUEST_PANICKED")], nothing), Ending::Trouble(Trouble::Panicked));
         assert_eq!(ends(&[event("WATCHDOG")], nothing), Ending::Trouble(Trouble::Watchdog));

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use image_tools::program;
+use xshell::cmd;
+
 use crate::{
     build::inspect,
     layout::{build, run, system, write},
@@ -11,8 +14,13 @@ const GRUB: &str = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi";
 
 /// The system in a version, with GRUB.
 fn version(version: &str) -> Vec<(String, Vec<u8>)> {
+    release("test", version)
+}
+
+/// The same by another name.
+fn release(id: &str, version: &str) -> Vec<(String, Vec<u8>)> {
     let mut files = system();
-    let os_release = format!("ID=test\nVERSION_ID={version}\nPRETTY_NAME=\"A test\"\n");
+    let os_release = format!("ID={id}\nVERSION_ID={version}\nPRETTY_NAME=\"A test\"\n");
     files.retain(|(path, _)| path != "usr/lib/os-release");
     files.push(("usr/lib/os-release".to_owned(), os_release.into_bytes()));
     files.push((GRUB.to_owned(), b"MZ not really".to_vec()));
@@ -60,9 +68,20 @@ fn write_with_uki(dir: &Path, mut files: Vec<(String, Vec<u8>)>) {
 
 #[test]
 fn every_boot_path_is_whole_and_the_new_version_is_first_even_when_it_is_older() {
+    every_boot_path(version("2.10"), version("2.9"));
+}
+
+#[test]
+fn the_staged_system_is_first_whatever_it_calls_itself() {
+    every_boot_path(release("aaa", "44"), release("zzz", "1"));
+    every_boot_path(release("zzz", "1"), release("aaa", "44"));
+}
+
+fn every_boot_path(old: Vec<(String, Vec<u8>)>, new: Vec<(String, Vec<u8>)>) {
     let grub_partition = &["--bootloader", "grub", "--boot-partition"][..];
     let cases = [
-        (&["--bootloader", "systemd-boot", "--boot-type", "uki"][..], 2),
+        (&["--bootloader", "systemd-boot", "--boot-type", "bls"][..], 2),
+        (&["--bootloader", "systemd-boot", "--boot-type", "uki"], 2),
         (&["--bootloader", "grub"], 2),
         (grub_partition, 3),
         (&["--bootloader", "grub", "--boot-partition", "xfs"], 3),
@@ -70,8 +89,8 @@ fn every_boot_path_is_whole_and_the_new_version_is_first_even_when_it_is_older()
     ];
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
-    write_with_uki(&one, version("2.10"));
-    write_with_uki(&two, version("2.9"));
+    write_with_uki(&one, old);
+    write_with_uki(&two, new);
     let (booted, staged) = (digest(&one), digest(&two));
     for (options, partitions) in cases {
         let disk = dir.path().join("disk");
@@ -100,19 +119,19 @@ fn a_uki_of_another_image_is_refused_with_both_digests() {
     files.push(("boot/EFI/Linux/test.efi".to_owned(), uki(&format!("composefs={other}"))));
     write(&layout, &files);
     let id = digest(&layout);
-    let refused = |want: &[&str], options: &[&str]| {
+    let refused = |code: i32, want: &[&str], options: &[&str]| {
         let output = build(&layout, None, &dir.path().join("disk"), options);
         let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert_eq!(output.status.code(), Some(code), "{message}");
         want.iter().for_each(|want| assert!(message.contains(want), "{want:?} is not in: {message}"));
         assert!(!dir.path().join("disk").exists());
     };
-    refused(&["test.efi", &other, &id], &["--boot-type", "uki"]);
-    refused(&["a boot partition needs --bootloader grub"], &["--boot-partition"]);
+    refused(3, &["test.efi", &other, &id], &["--boot-type", "uki"]);
+    refused(2, &["a boot partition needs --bootloader grub"], &["--boot-partition"]);
     std::fs::remove_dir_all(&layout).unwrap();
     write(&layout, &system());
-    refused(&["one UKI", "boot/EFI/Linux"], &["--boot-type", "uki"]);
-    refused(&[GRUB, "install GRUB"], &["--bootloader", "grub"]);
+    refused(3, &["one UKI", "boot/EFI/Linux"], &["--boot-type", "uki"]);
+    refused(3, &[GRUB, "install GRUB"], &["--bootloader", "grub"]);
 }
 
 #[test]
@@ -156,6 +175,7 @@ fn a_sealed_image_boots_itself_and_its_addons_move_with_its_uki() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     assert_eq!(String::from_utf8(made.stdout).unwrap().trim(), id);
 
+    let shell = program::shell().unwrap();
     for loader in ["systemd-boot", "grub"] {
         let disk = dir.path().join("disk");
         let options = ["--bootloader", loader, "--boot-type", "uki", "--mirror-esp", "--size", "2000"];
@@ -164,9 +184,8 @@ fn a_sealed_image_boots_itself_and_its_addons_move_with_its_uki() {
         // Both ESPs: the first begins at 1 MiB, the other 512 MiB behind it.
         for esp in ["1M", "513M"] {
             let addon = format!("::/EFI/Linux/bootc/bootc_composefs-{id}.efi.extra.d/a.addon.efi");
-            let mut read = std::process::Command::new("mtype");
-            let found = read.arg("-i").arg(format!("{}@@{esp}", disk.display())).arg(addon).output().unwrap();
-            assert_eq!(found.stdout, b"MZ addon", "{loader} {esp}: {}", String::from_utf8_lossy(&found.stderr));
+            let image = format!("{}@@{esp}", disk.display());
+            assert_eq!(cmd!(shell, "mtype -i {image} {addon}").read().unwrap(), "MZ addon", "{loader} {esp}");
         }
     }
 }
@@ -185,9 +204,8 @@ fn what_grub_can_do_decides_how_it_gets_its_entries() {
         let output = build(&layout, None, &disk, &["--bootloader", "grub", "--boot-partition", "--size", "1600"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         // The boot partition lies behind the ESP.
-        let mut debugfs = std::process::Command::new("debugfs");
-        let read = debugfs.args(["-R", "cat grub2/grub.cfg"]).arg(format!("{}?offset={}", disk.display(), 513 << 20));
-        let config = String::from_utf8(read.output().unwrap().stdout).unwrap();
+        let (shell, image) = (program::shell().unwrap(), format!("{}?offset={}", disk.display(), 513 << 20));
+        let config = cmd!(shell, "debugfs -R 'cat grub2/grub.cfg' {image}").read().unwrap();
         assert!(config.contains(wanted), "{wanted:?} is not in: {config}");
         std::fs::remove_dir_all(&layout).unwrap();
     }

@@ -1,14 +1,31 @@
 //! What is built is what was asked for.
 
-use std::{fs, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use crate::layout::{build, run, system, write};
+use image_tools::{inspect::table, program, sparse};
+use xshell::cmd;
+
+use crate::layout::{self, Layer, archive, build, entries, image, index, link, run, system, write};
 
 fn two_versions(dir: &Path) {
     write(&dir.join("one"), &system());
     let mut two = system();
     two.push(("etc/new".to_owned(), b"new".to_vec()));
     write(&dir.join("two"), &two);
+}
+
+/// A disk with one deployment.
+fn one_disk(dir: &Path) -> PathBuf {
+    two_versions(dir);
+    let disk = dir.join("disk");
+    let output = build(&dir.join("one"), None, &disk, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    disk
 }
 
 pub fn inspect(disk: &Path) -> (serde_json::Value, Option<i32>) {
@@ -41,13 +58,31 @@ fn a_disk_with_a_staged_deployment_is_whole_in_every_format() {
     assert_eq!(left.len(), 4, "{left:?}");
 }
 
+/// B6, B7: a setting that outlives updates.
+#[test]
+fn what_pins_another_entry_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = one_disk(dir.path());
+    let partitions = inspect(&disk).0["partitions"].clone();
+    let esp = partitions.as_array().unwrap().iter().find(|part| part["name"] == "esp").unwrap();
+    let image = format!("{}@@{}", disk.display(), esp["start"]);
+    let put = |text: &str, path: &str| {
+        fs::write(dir.path().join("text"), text).unwrap();
+        let mut mcopy = std::process::Command::new("mcopy");
+        assert!(mcopy.args(["-o", "-i", &image]).arg(dir.path().join("text")).arg(path).status().unwrap().success());
+    };
+    put("title Other\nlinux /other\n", "::/loader/entries/other.conf");
+    assert_eq!(inspect(&disk).0["wrong"], serde_json::json!([]), "the last of the menu");
+    put("default other.conf\n", "::/loader/loader.conf");
+    let (report, code) = inspect(&disk);
+    let wrong = report["wrong"].to_string();
+    assert!(code == Some(1) && wrong.contains("loader.conf") && wrong.contains("starts other.conf next"), "{wrong}");
+}
+
 #[test]
 fn a_flipped_byte_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    two_versions(dir.path());
-    let disk = dir.path().join("disk");
-    let output = build(&dir.path().join("one"), None, &disk, &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let disk = one_disk(dir.path());
     let bytes = fs::read(&disk).unwrap();
     let at = bytes.windows(16).position(|window| window == b"big big big big ").unwrap();
     fs::File::options().write(true).open(&disk).unwrap().write_all_at(b"B", at as u64).unwrap();
@@ -55,4 +90,103 @@ fn a_flipped_byte_is_found() {
     let wrong = report["wrong"].to_string();
     assert_eq!(code, Some(1));
     assert!(wrong.contains("composefs/objects/") && wrong.contains("another digest"), "{wrong}");
+}
+
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    two_versions(dir.path());
+    // A program that never ends, and says that it was started.
+    let program = dir.path().join("mkfs.vfat");
+    fs::write(&program, "#!/bin/sh\ncp /dev/null \"$0.started\"\nexec cat\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_image-tools"))
+        .args(["build", "--image", "oci:one", "--output", "disk"])
+        .current_dir(dir.path())
+        .env("PATH", path)
+        .spawn()
+        .unwrap();
+    while !dir.path().join("mkfs.vfat.started").exists() {
+        assert_eq!(child.try_wait().unwrap(), None);
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["mkfs.vfat", "mkfs.vfat.started", "one", "two"]);
+}
+
+/// The root file system of a disk, and where in it the /etc of its only deployment is.
+pub fn root(dir: &Path, disk: &Path) -> (ext4_view::Ext4, String) {
+    let root = table::read(disk).unwrap().into_iter().find(|partition| partition.name == "root").unwrap();
+    let path = dir.join("root.part");
+    sparse::part(disk, root.start..root.start + root.size, &path).unwrap();
+    let ext4 = ext4_view::Ext4::load_from_path(&path).unwrap();
+    let names =
+        ext4.read_dir("/state/deploy").unwrap().map(|entry| entry.unwrap().file_name().as_str().unwrap().to_owned());
+    let id = names.into_iter().find(|name| name.len() == 128).unwrap();
+    (ext4, format!("/state/deploy/{id}/etc"))
+}
+
+#[test]
+fn links_in_etc_lead_where_the_image_has_them_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("../{}/x", "a//./b/".repeat(18));
+    let targets = ["../usr//lib/x", "dir/./f", "./f", "dir/", &long[..99], &long[..100]];
+    let links = targets.iter().zip(0..).map(|(target, n)| link(&format!("etc/l{n}"), tar::EntryType::Symlink, target));
+    let layers =
+        [Layer::plain(archive(&entries(&layout::system()))), Layer::plain(archive(&links.collect::<Vec<_>>()))];
+    let mut tar = tar::Builder::new(vec![]);
+    let mut header = tar::Header::new_gnu();
+    header.set_path("././@LongLink").unwrap();
+    header.set_entry_type(tar::EntryType::GNULongLink);
+    header.set_size(long.len() as u64);
+    header.set_cksum();
+    tar.append(&header, long.as_bytes()).unwrap();
+    tar.append(&link("etc/long", tar::EntryType::Symlink, "").0, std::io::empty()).unwrap();
+    let [base, links] = layers;
+    index(dir.path(), &[image(dir.path(), &[base, links, Layer::plain(tar.into_inner().unwrap())], "amd64")]);
+    let disk = dir.path().join("disk");
+    let output = layout::build(dir.path(), None, &disk, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (ext4, etc) = root(dir.path(), &disk);
+    let names = (0..targets.len()).map(|n| format!("l{n}")).chain(["long".to_owned()]);
+    let found: Vec<_> = names
+        .map(|name| ext4.read_link(format!("{etc}/{name}").as_str()).unwrap())
+        .map(|target| String::from_utf8(target.as_ref().to_vec()).unwrap())
+        .collect();
+    assert_eq!(found, [&targets[..], &[&long]].concat());
+}
+
+#[test]
+fn etc_and_var_have_the_labels_of_the_images_policy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = layout::system();
+    let contexts = "/.* system_u:object_r:default_t:s0\n/etc(/.*)? system_u:object_r:etc_t:s0\n\
+                    /var(/.*)? system_u:object_r:var_t:s0\n";
+    for (path, text) in [
+        ("etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=test\n"),
+        ("etc/selinux/test/contexts/files/file_contexts", contexts),
+    ] {
+        files.push((path.to_owned(), text.as_bytes().to_vec()));
+    }
+    layout::write(dir.path(), &files);
+    let disk = dir.path().join("disk");
+    let output = layout::build(dir.path(), None, &disk, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (_, etc) = root(dir.path(), &disk);
+    for (path, label) in [
+        (etc.clone(), "etc_t"),
+        (format!("{etc}/passwd"), "etc_t"),
+        ("/state/os/default/var/lib/x".to_owned(), "var_t"),
+    ] {
+        let (shell, part) = (program::shell().unwrap(), dir.path().join("root.part"));
+        let command = format!("ea_get \"{path}\" security.selinux");
+        let output = program::output(cmd!(shell, "debugfs -R {command} {part}")).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains(&format!("system_u:object_r:{label}:s0")), "{path}: {said}");
+    }
 }

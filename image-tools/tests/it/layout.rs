@@ -4,10 +4,12 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Output,
 };
 
+use image_tools::program;
 use sha2::{Digest, Sha256};
+use xshell::cmd;
 
 /// Files of the system: path and content.
 pub fn system() -> Vec<(String, Vec<u8>)> {
@@ -25,46 +27,96 @@ pub fn system() -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// An entry of a layer, with its name as it is.
+pub fn entry(path: &str, kind: tar::EntryType, content: &[u8]) -> (tar::Header, Vec<u8>) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o640 });
+    header.set_uid(if kind == tar::EntryType::Directory { 0 } else { 7 });
+    header.set_size(content.len() as u64);
+    let name = &mut header.as_gnu_mut().unwrap().name;
+    name[..path.len()].copy_from_slice(path.as_bytes());
+    header.set_cksum();
+    (header, content.to_vec())
+}
+
+/// A link, symbolic or hard, with its target as it is.
+pub fn link(path: &str, kind: tar::EntryType, target: &str) -> (tar::Header, Vec<u8>) {
+    let (mut header, none) = entry(path, kind, b"");
+    header.as_gnu_mut().unwrap().linkname[..target.len()].copy_from_slice(target.as_bytes());
+    header.set_cksum();
+    (header, none)
+}
+
+/// The archive of these entries, in order.
+pub fn archive(entries: &[(tar::Header, Vec<u8>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(vec![]);
+    for (header, content) in entries {
+        tar.append(header, &content[..]).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// The entries of a layer with `files`, and the directories above them.
+pub fn entries(files: &[(String, Vec<u8>)]) -> Vec<(tar::Header, Vec<u8>)> {
+    let parents = files.iter().flat_map(|(path, _)| Path::new(path).ancestors().skip(1));
+    let parents = parents.filter(|dir| dir.iter().all(|c| c != ".." && c != "/") && !dir.as_os_str().is_empty());
+    let dirs: BTreeSet<_> = parents.chain(["boot", "sysroot"].map(Path::new)).collect();
+    let dirs = dirs.into_iter().map(|dir| entry(dir.to_str().unwrap(), tar::EntryType::Directory, b""));
+    dirs.chain(files.iter().map(|(path, content)| entry(path, tar::EntryType::Regular, content))).collect()
+}
+
 /// Writes the layout with one layer that holds `files`, in order.
 pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) {
-    let mut tar = tar::Builder::new(vec![]);
-    let parents = files.iter().flat_map(|(path, _)| Path::new(path).ancestors().skip(1));
-    let parents: BTreeSet<_> = parents.filter(|dir| dir.iter().all(|c| c != ".." && c != "/")).collect();
-    let top = ["boot", "sysroot"].map(Path::new);
-    for dir in top.iter().chain(&parents).filter(|dir| !dir.as_os_str().is_empty()) {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Directory);
-        header.set_mode(0o755);
-        header.set_size(0);
-        tar.append_data(&mut header, dir, std::io::empty()).unwrap();
+    let manifest = image(dir, &[Layer::plain(archive(&entries(files)))], "amd64");
+    index(dir, &[manifest]);
+}
+
+/// A layer as an image describes it.
+pub struct Layer {
+    /// Its blob.
+    pub blob: Vec<u8>,
+    /// Its media type.
+    pub kind: String,
+    /// The digest of its archive.
+    pub diff_id: String,
+}
+
+impl Layer {
+    /// A layer without compression.
+    pub fn plain(archive: Vec<u8>) -> Self {
+        let diff_id = format!("sha256:{}", hex::encode(Sha256::digest(&archive)));
+        Self { blob: archive, kind: "application/vnd.oci.image.layer.v1.tar".to_owned(), diff_id }
     }
-    for (path, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o640);
-        header.set_uid(7);
-        // A broken path is written as it is.
-        let name = &mut header.as_gnu_mut().unwrap().name;
-        name[..path.len()].copy_from_slice(path.as_bytes());
-        header.set_cksum();
-        tar.append(&header, &content[..]).unwrap();
-    }
-    let layer = tar.into_inner().unwrap();
-    let layer_digest = blob(dir, &layer);
+}
+
+/// Writes an image's blobs; the descriptor of its manifest.
+pub fn image(dir: &Path, layers: &[Layer], arch: &str) -> serde_json::Value {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
     let config = serde_json::json!({
-        "architecture": "amd64", "os": "linux", "config": {},
-        "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
+        "architecture": arch, "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
-    let config = config.to_string().into_bytes();
-    let descriptor = |kind: &str, digest: &str, size: usize| serde_json::json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": size });
+    let layers: Vec<_> = layers.iter().map(|layer| descriptor(dir, &layer.kind, &layer.blob)).collect();
     let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("config.v1+json", &blob(dir, &config), config.len()),
-        "layers": [descriptor("layer.v1.tar", &layer_digest, layer.len())],
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": descriptor(dir, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes()),
+        "layers": layers,
     });
-    let manifest = manifest.to_string().into_bytes();
-    let manifest = descriptor("manifest.v1+json", &blob(dir, &manifest), manifest.len());
-    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
+    descriptor(dir, MANIFEST, manifest.to_string().as_bytes())
+}
+
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Writes a blob; its descriptor.
+pub fn descriptor(dir: &Path, kind: &str, bytes: &[u8]) -> serde_json::Value {
+    serde_json::json!({ "mediaType": kind, "digest": blob(dir, bytes), "size": bytes.len() })
+}
+
+/// Writes what says which images there are.
+pub fn index(dir: &Path, manifests: &[serde_json::Value]) {
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": manifests });
     fs::write(dir.join("index.json"), index.to_string()).unwrap();
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
 }
@@ -82,8 +134,11 @@ pub fn layer(dir: &Path) -> PathBuf {
     blobs.max_by_key(|path| path.metadata().unwrap().len()).unwrap()
 }
 
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_image-tools");
+
 pub fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_image-tools")).args(args).output().unwrap()
+    let shell = program::shell().unwrap();
+    program::output(cmd!(shell, "{PROGRAM} {args...}")).unwrap()
 }
 
 /// Builds a disk from the layout `dir`, staging `stage`.

@@ -1,8 +1,14 @@
 //! The real program on OCI layouts made here.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod asked;
 mod bad_input;
 mod boot_paths;
 mod build;
+mod layers;
 mod layout;
+mod loaders;
+mod oci;
+mod oracle;
+mod plan;
 mod vm;

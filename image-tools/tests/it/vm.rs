@@ -9,10 +9,13 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use image_tools::program;
+use xshell::cmd;
+
 use crate::layout::run;
 
 /// A directory with a disk on it.
-struct Bench(tempfile::TempDir);
+pub struct Bench(tempfile::TempDir);
 
 impl Bench {
     /// The firmware finds nothing on the disk.
@@ -23,24 +26,21 @@ impl Bench {
     }
 
     /// The firmware's shell runs these lines.
-    fn with_shell(lines: &[&str]) -> Self {
+    pub fn with_shell(lines: &[&str]) -> Self {
         let bench = Self(tempfile::tempdir().unwrap());
         fs::File::create(bench.path("disk")).unwrap().set_len(16 << 20).unwrap();
         fs::write(bench.path("startup.nsh"), lines.join("\r\n") + "\r\n").unwrap();
         fs::File::create(bench.path("big")).unwrap().set_len(4 << 20).unwrap();
-        let sbin = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-        let run = |program: &str, args: &[&str]| {
-            let output = Command::new(program).env("PATH", &sbin).args(args).output().unwrap();
-            assert!(output.status.success(), "{program}: {output:?}");
-        };
-        run("mkfs.vfat", &["-F", "16", &bench.path("disk")]);
+        let (shell, disk) = (program::shell().unwrap(), bench.path("disk"));
+        program::run(cmd!(shell, "mkfs.vfat -F 16 {disk}")).unwrap();
         for file in ["startup.nsh", "big"] {
-            run("mcopy", &["-i", &bench.path("disk"), &bench.path(file), &format!("::{file}")]);
+            let from = bench.path(file);
+            program::run(cmd!(shell, "mcopy -i {disk} {from} ::{file}")).unwrap();
         }
         bench
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
@@ -50,7 +50,7 @@ impl Bench {
         all.into_iter().map(str::to_owned).collect()
     }
 
-    fn boot(&self, more: &[&str]) -> Output {
+    pub fn boot(&self, more: &[&str]) -> Output {
         run(&self.arguments(more).iter().map(String::as_str).collect::<Vec<_>>())
     }
 
@@ -176,6 +176,19 @@ fn a_disk_that_cannot_grow_ends_the_wait() {
         &output,
         &["its disk cannot be written to: No space left on device", "QEMU's state: io-error", "copying"],
     );
+}
+
+/// Any error of the host's disk ends the wait, also one that a guest could be told of: a file that may not grow (EFBIG).
+#[test]
+fn any_error_of_the_disk_ends_the_wait() {
+    let bench = Bench::with_shell(&["fs0:", "echo copying", "cp big more", "echo copied"]);
+    // In blocks of 512 bytes: the disk has 16 MiB, of which its first file takes four.
+    let script = "trap '' XFSZ; ulimit -f 9000; exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_image-tools")]);
+    command.args(bench.arguments(&["--until", "copied\r", "--timeout", "60", "--", "true"]));
+    let output = command.output().unwrap();
+    assert_failed(&output, &["its disk cannot be written to: File too large", "QEMU's state: io-error", "copying"]);
 }
 
 #[test]
@@ -316,7 +329,8 @@ fn a_qemu_that_fails_ends_the_program_that_works_with_its_guest() {
     let of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let qemu = of(child.id()).split(' ').next().unwrap().to_owned();
     assert!(fs::read_to_string(format!("/proc/{qemu}/comm")).unwrap().starts_with("qemu"));
-    assert!(Command::new("kill").args(["-KILL", &qemu]).status().unwrap().success());
+    let shell = program::shell().unwrap();
+    program::run(cmd!(shell, "kill -KILL {qemu}")).unwrap();
     let message: Vec<String> = said.collect();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{message:?}");
     assert!(message.join("\n").contains("sh was ended: QEMU failed (signal: 9"), "{message:?}");
@@ -345,13 +359,15 @@ fn a_start_that_hangs_is_given_up() {
     fs::create_dir(&bin).unwrap();
     let script = "#!/bin/sh\n[ \"$1\" != --version ] || exec /usr/bin/qemu-system-x86_64 --version\nkill -STOP $$\n";
     fs::write(bench.path("bin/qemu-system-x86_64"), script).unwrap();
-    assert!(Command::new("chmod").args(["+x", &bench.path("bin/qemu-system-x86_64")]).status().unwrap().success());
+    let shell = program::shell().unwrap();
+    program::run(cmd!(shell, "chmod +x {bin}/qemu-system-x86_64")).unwrap();
     let path = format!("{bin}:{}", std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
     command.args(bench.arguments(&["--timeout", "1"])).env("PATH", path);
     assert_failed(&command.output().unwrap(), &["QEMU was started and does not connect"]);
     // A disk without anybody at its other end.
     fs::remove_file(bench.path("disk")).unwrap();
-    assert!(Command::new("mkfifo").arg(bench.path("disk")).status().unwrap().success());
+    let disk = bench.path("disk");
+    program::run(cmd!(shell, "mkfifo {disk}")).unwrap();
     assert_failed(&bench.boot(&[]), &[&bench.path("disk"), "a disk is a file or a block device"]);
 }

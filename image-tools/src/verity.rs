@@ -5,12 +5,8 @@
 //! the next multiple of 65,536, the Merkle tree with the root level first; from the next block the descriptor; then
 //! zeros, with the descriptor's size as le32 in the last four bytes of that block.
 
-use std::{
-    io::{Read, Seek, SeekFrom, Write},
-    path::Path,
-};
+use std::io::Read;
 
-use anyhow::{Context, Result};
 use sha2::{Digest, Sha256, Sha512};
 
 /// The block size of data, of the Merkle tree and of the file system.
@@ -68,10 +64,6 @@ pub struct Metadata {
 
 impl Metadata {
     /// Reads `data` to its end and computes its metadata.
-    ///
-    /// # Errors
-    ///
-    /// Reading fails.
     pub fn compute(data: &mut dyn Read, algorithm: Algorithm) -> std::io::Result<Self> {
         let (leaves, size) = hash_blocks(data, algorithm)?;
         let mut levels = vec![];
@@ -104,23 +96,6 @@ impl Metadata {
 /// Where ext4 keeps the metadata of a file of `size` bytes.
 pub fn metadata_offset(size: u64) -> u64 {
     size.next_multiple_of(METADATA_ALIGN)
-}
-
-/// Appends the metadata to the file at `path`, behind a hole, and returns it.
-/// The caller gives the inode its size back (`Metadata::size`) and the verity flag.
-///
-/// # Errors
-///
-/// Reading or writing fails; the message names the path.
-pub fn seal(path: &Path, algorithm: Algorithm) -> Result<Metadata> {
-    let append = || -> std::io::Result<Metadata> {
-        let mut file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
-        let metadata = Metadata::compute(&mut file, algorithm)?;
-        file.seek(SeekFrom::Start(metadata.offset()))?;
-        file.write_all(&metadata.tail())?;
-        Ok(metadata)
-    };
-    append().with_context(|| format!("sealing {}", path.display()))
 }
 
 /// The hashes of all blocks, the last one padded with zeros, and the number of bytes. No data, no hash.
@@ -193,17 +168,5 @@ mod tests {
         check(64 * 4096 + 1, 3);
         check(64 * 64 * 4096, 65);
         check(64 * 64 * 4096 + 1, 68);
-    }
-
-    #[test]
-    fn the_tail_lies_behind_a_hole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("object");
-        std::fs::write(&path, b"hello").unwrap();
-        let metadata = seal(&path, Algorithm::Sha512).unwrap();
-        let sealed = std::fs::read(&path).unwrap();
-        assert_eq!(sealed.len(), 65_536 + BLOCK);
-        assert!(sealed[5..65_536].iter().all(|b| *b == 0));
-        assert_eq!(sealed[65_536..], metadata.tail());
     }
 }

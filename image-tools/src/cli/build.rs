@@ -1,0 +1,142 @@
+//! `build`: from images to a disk image.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, error::ErrorKind};
+use finalize::{boot::Loader, staged::BootType};
+
+use crate::{
+    build::{self, BootFs, Esps, Request},
+    deployment::{Boot, Choice, Sealing},
+    oci::{Arch, Reference},
+    plan::Format,
+    workshop::Workshop,
+};
+
+/// The disk image as typed.
+#[derive(Debug, Args)]
+pub struct Build {
+    /// The deployment that is booted: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    #[arg(long)]
+    image: Reference,
+    /// The deployment that is staged
+    #[arg(long)]
+    stage: Option<Reference>,
+    /// The architecture, as Go calls it (amd64, arm64), where an image is there for several; the build host's unless told
+    #[arg(long, value_parser = super::arch)]
+    arch: Option<Arch>,
+    /// The disk image
+    #[arg(long)]
+    output: PathBuf,
+    /// Its format
+    #[arg(long, value_enum, default_value = "raw")]
+    format: Format,
+    /// systemd-boot or grub
+    #[arg(long, default_value = "systemd-boot")]
+    bootloader: Loader,
+    /// bls or uki
+    #[arg(long, default_value = "bls")]
+    boot_type: BootType,
+    /// Make boot a partition of its own (GRUB), ext4 unless told
+    #[arg(long, value_enum, value_name = "FILE SYSTEM", num_args = 0..=1, default_missing_value = "ext4")]
+    boot_partition: Option<BootFs>,
+    /// Make a second ESP with the same content, as mirrored disks have it
+    #[arg(long)]
+    mirror_esp: bool,
+    /// Leave fs-verity out
+    #[arg(long)]
+    unsealed: bool,
+    /// What the machine takes its updates from, docker://quay.io/me/os say; containers-storage:localhost/ID:VERSION_ID unless told
+    #[arg(long, value_name = "IMAGE")]
+    target_imgref: Option<String>,
+    /// What all identifiers are made from: the same one, the same images and times make the same bytes. Random unless told
+    #[arg(long)]
+    seed: Option<String>,
+    /// The size of the ESP in MiB; 512, or what its files and one more kernel need
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(34..))]
+    esp_size: Option<u32>,
+    /// The size of a boot partition in MiB; the same
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(34..))]
+    boot_size: Option<u32>,
+    /// The size of the disk in MiB
+    #[arg(long, default_value_t = 4096)]
+    size: u64,
+    /// More words for the kernel command line; with console=ttyS0, unless one of them is a console. Not for UKIs, which
+    /// bring their own
+    #[arg(long)]
+    options: Vec<String>,
+    /// The time of files that no image brings, seconds since 1970
+    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", hide_env_values = true)]
+    time: Option<u64>,
+    /// Print what the disk would be, and the programs that would make it; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the plan of --dry-run as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
+}
+
+impl Build {
+    /// Builds, and prints which deployments the disk has.
+    pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
+        let (dry_run, json, request) = (self.dry_run, self.json, self.request()?);
+        let scratch = if dry_run { workshop.anywhere() } else { workshop.beside(&request.output) };
+        let planned = build::plan(request, scratch?, workshop.runtime.clone())?;
+        match (dry_run, json) {
+            (false, _) => writeln!(out, "{}", serde_json::to_string(&planned.write()?)?)?,
+            (true, false) => write!(out, "{}", planned.plan)?,
+            (true, true) => writeln!(out, "{:#}", planned.plan.to_json())?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn request(self) -> Result<Request, clap::Error> {
+        if self.boot_partition.is_some() && self.bootloader == Loader::SystemdBoot {
+            let why = "systemd-boot reads its entries from the ESP: a boot partition needs --bootloader grub";
+            return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why));
+        }
+        if self.output.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+            let why = format!("{} is there, and no regular file: --output is a file of its own", self.output.display());
+            return Err(super::Cli::command().error(ErrorKind::ValueValidation, why));
+        }
+        if self.boot_type == BootType::Uki && !self.options.is_empty() {
+            tracing::warn!(
+                "--options is for entries, and passed over: a UKI brings its own command line, see image-tools seal"
+            );
+        }
+        let choice = Choice {
+            loader: self.bootloader,
+            boot_type: self.boot_type,
+            boot: if self.boot_partition.is_some() { Boot::Partition } else { Boot::Directory },
+            sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
+            options: options(self.options),
+            target: self.target_imgref,
+            mtime: self.time.unwrap_or(0),
+        };
+        Ok(Request {
+            image: self.image,
+            stage: self.stage,
+            arch: self.arch,
+            output: self.output,
+            format: self.format,
+            choice,
+            boot: self.boot_partition.unwrap_or(BootFs::Ext4),
+            esps: if self.mirror_esp { Esps::Mirrored } else { Esps::One },
+            seed: self.seed.unwrap_or_else(|| format!("{:032x}", fastrand::u128(..))),
+            esp_size: self.esp_size.map(|mib| u64::from(mib) << 20),
+            boot_size: self.boot_size.map(|mib| u64::from(mib) << 20),
+            size: self.size << 20,
+            // Zero would mean now.
+            time: self.time.unwrap_or(1),
+        })
+    }
+}
+
+/// A guest that says nothing on its serial console looks as if it hung.
+fn options(mut words: Vec<String>) -> Vec<String> {
+    if !words.iter().flat_map(|words| words.split_whitespace()).any(|word| word.starts_with("console=")) {
+        words.push("console=ttyS0".to_owned());
+    }
+    words
+}

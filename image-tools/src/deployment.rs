@@ -1,0 +1,133 @@
+//! What the deployments of a machine are on its disk, as nodes. Whoever writes them, into a disk image or into a running
+//! system, adds nothing.
+
+pub mod entries;
+pub mod grub;
+pub mod repository;
+pub mod state;
+pub mod systemd_boot;
+
+use std::path::Path;
+
+use anyhow::Result;
+use finalize::{boot::Loader, layout, staged::BootType};
+use uuid::Uuid;
+
+use crate::{
+    node::{Content, Meta, Node},
+    store::Store,
+    system::System,
+};
+
+/// How the machine boots, and what its files say of it.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// Who boots it.
+    pub loader: Loader,
+    /// What is booted.
+    pub boot_type: BootType,
+    /// Where GRUB's files are.
+    pub boot: Boot,
+    /// Whether files must be verified.
+    pub sealing: Sealing,
+    /// More words for the kernel command line.
+    pub options: Vec<String>,
+    /// What the machine takes its updates from, `docker://…` say; a name of the machine's own unless told.
+    pub target: Option<String>,
+    /// The modification time of files that no image brings.
+    pub mtime: u64,
+}
+
+/// Where boot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// A directory of the root file system.
+    Directory,
+    /// A partition of its own.
+    Partition,
+}
+
+/// Whether the kernel verifies what it reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sealing {
+    /// Every object has fs-verity, and the command line requires it.
+    Sealed,
+    /// No fs-verity.
+    Unsealed,
+}
+
+/// The identifiers of the file systems, by which they find each other.
+#[derive(Debug, Clone, Copy)]
+pub struct Ids {
+    /// The root file system's.
+    pub root: Uuid,
+    /// That of a boot partition.
+    pub boot: Uuid,
+    /// The serial number of the ESP.
+    pub esp: u32,
+}
+
+/// The deployments of a machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Deployments<'a> {
+    /// Where their files are.
+    pub store: &'a Store,
+    /// The one that is booted.
+    pub booted: &'a System,
+    /// The one that is staged.
+    pub staged: Option<&'a System>,
+    /// How they boot.
+    pub choice: &'a Choice,
+    /// What the file systems are called.
+    pub ids: Ids,
+}
+
+/// What each file system holds.
+#[derive(Debug)]
+pub struct FileSystems {
+    /// The ESP.
+    pub esp: Vec<Node>,
+    /// The boot partition, where there is one.
+    pub boot: Option<Vec<Node>>,
+    /// The physical root.
+    pub root: Vec<Node>,
+}
+
+impl Deployments<'_> {
+    /// All that they are.
+    ///
+    /// # Errors
+    ///
+    /// When an image lacks what its boot loader needs, or ships what cannot be carried over.
+    pub fn describe(&self) -> Result<FileSystems> {
+        let mut root = self.root()?;
+        if self.choice.loader == Loader::SystemdBoot {
+            return Ok(FileSystems { esp: systemd_boot::esp(self)?, boot: None, root });
+        }
+        let made = grub::files(self)?;
+        if self.choice.boot == Boot::Partition {
+            return Ok(FileSystems { esp: made.esp, boot: Some(made.boot), root });
+        }
+        root.extend(made.boot.into_iter().map(|node| Node { path: Path::new("boot").join(&node.path), ..node }));
+        Ok(FileSystems { esp: made.esp, boot: None, root })
+    }
+
+    /// The booted one, and the staged one.
+    fn each(&self) -> impl Iterator<Item = &System> {
+        [Some(self.booted), self.staged].into_iter().flatten()
+    }
+
+    fn root(&self) -> Result<Vec<Node>> {
+        let mtime = self.choice.mtime;
+        let mut nodes = repository::nodes(self.store, self.choice)?;
+        let dirs = ["boot", "ostree", "state", layout::DEPLOYMENTS, "state/os", "state/os/default"];
+        nodes.extend(dirs.map(|path| Node::dir(path, mtime)));
+        nodes.push(Node::new("ostree/bootc", Meta::root(0o777, mtime), Content::Link("../composefs/bootc".into())));
+        nodes.extend(state::var(self.store, self.booted)?);
+        for system in self.each() {
+            nodes.extend(state::of(self.store, system, self.choice)?);
+        }
+        nodes.extend(self.staged.into_iter().flat_map(|staged| state::staged(staged, mtime)));
+        Ok(nodes)
+    }
+}

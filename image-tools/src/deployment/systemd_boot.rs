@@ -1,0 +1,33 @@
+//! systemd-boot: everything is on the ESP.
+
+use anyhow::Result;
+use finalize::{boot::bls::Role, layout};
+
+use super::{Deployments, entries::kernel};
+use crate::{
+    node::{Content, Node},
+    system::System,
+};
+
+/// The boot loader in the image, and where the firmware looks for it on the ESP.
+const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+
+/// The nodes of the ESP.
+///
+/// # Errors
+///
+/// When the image ships no systemd-boot.
+pub fn esp(of: &Deployments<'_>) -> Result<Vec<Node>> {
+    let loader = of.booted.must_have(of.store, LOADER, "install systemd-boot-efi in it")?;
+    let file = |path: &str, bytes: &[u8]| Node::file(path, Content::Bytes(bytes.to_vec()), 0);
+    let dirs = ["EFI", "EFI/BOOT", "EFI/systemd", layout::EFI_LINUX, layout::EFI_LINUX_BOOTC, layout::LOADER];
+    let mut nodes: Vec<_> = dirs.map(|path| Node::dir(path, 0)).into();
+    nodes.push(file("EFI/BOOT/BOOTX64.EFI", &loader));
+    nodes.push(file("EFI/systemd/systemd-bootx64.efi", &loader));
+    nodes.push(file("loader/loader.conf", b"timeout 1\nconsole-mode keep\n"));
+    nodes.push(file("loader/entries.srel", b"type1\n"));
+    let kernels = format!("/{}", layout::EFI_LINUX);
+    nodes.extend(of.entries(&|system: &System, role: Role| of.entry(system, role, &kernels)));
+    nodes.extend(of.each().flat_map(|system| kernel(system, layout::EFI_LINUX)));
+    Ok(nodes)
+}

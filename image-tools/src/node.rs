@@ -1,0 +1,101 @@
+//! What a file system shall hold, as values: whoever makes them does not know which writer comes.
+
+use std::path::PathBuf;
+
+/// Owner, mode and time of a node.
+#[derive(Debug, Clone, Default)]
+pub struct Meta {
+    /// Permission and set-id bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time, seconds since 1970.
+    pub mtime: u64,
+    /// Extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Meta {
+    /// root's, with this mode.
+    pub fn root(mode: u32, mtime: u64) -> Self {
+        Self { mode, mtime, ..Self::default() }
+    }
+}
+
+/// A file of the build host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size.
+    pub size: u64,
+}
+
+/// What a node is.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// A directory.
+    Dir,
+    /// A file with these bytes.
+    Bytes(Vec<u8>),
+    /// A file with the bytes of this one on the build host.
+    File(HostFile),
+    /// The same, with fs-verity by SHA-512.
+    Sealed(HostFile),
+    /// A symlink.
+    Link(PathBuf),
+    /// A second name of an earlier node.
+    HardLink(PathBuf),
+    /// A fifo.
+    Fifo,
+    /// A device, with its number as Linux packs it (makedev(3)).
+    Device(Device, u64),
+}
+
+/// Which kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// One with blocks.
+    Block,
+    /// One with characters.
+    Character,
+}
+
+/// A node of a file system. Parents stand before their children.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Relative to the file system's root.
+    pub path: PathBuf,
+    /// Owner, mode and time.
+    pub meta: Meta,
+    /// What it is.
+    pub content: Content,
+}
+
+impl Node {
+    /// A node of root's.
+    pub fn new(path: impl Into<PathBuf>, meta: Meta, content: Content) -> Self {
+        Self { path: path.into(), meta, content }
+    }
+
+    /// A directory of root's.
+    pub fn dir(path: impl Into<PathBuf>, mtime: u64) -> Self {
+        Self::new(path, Meta::root(0o755, mtime), Content::Dir)
+    }
+
+    /// A file of root's.
+    pub fn file(path: impl Into<PathBuf>, content: Content, mtime: u64) -> Self {
+        Self::new(path, Meta::root(0o644, mtime), content)
+    }
+
+    /// The bytes of its content.
+    pub fn size(&self) -> u64 {
+        match &self.content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::File(file) | Content::Sealed(file) => file.size,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Blobs of a layout: what is read from one is what its digest says, or an error.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use oci_spec::image::Descriptor;
+use sha2::{Digest, Sha256};
+
+use super::Corrupt;
+
+/// What a manifest, an index or a configuration may be at most: what registries take (distribution specification, "Pushing
+/// Manifests").
+const DOCUMENT: u64 = 4 << 20;
+
+/// The blobs of a layout.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    dir: PathBuf,
+}
+
+impl Blobs {
+    /// Those of the layout in `dir`.
+    pub fn of(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Opens a blob; it is checked by [`Blob::finish`].
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or its digest is none of SHA-256.
+    pub fn open(&self, descriptor: &Descriptor) -> Result<Blob> {
+        let digest = descriptor.digest();
+        ensure!(digest.algorithm().as_ref() == "sha256", "the blob {digest} has no SHA-256 digest");
+        let path = self.dir.join("blobs/sha256").join(digest.digest());
+        let file = File::open(&path).with_context(|| format!("opening the blob {digest} in {}", self.dir.display()))?;
+        Ok(Blob { file, hasher: Sha256::new(), size: 0, wanted: descriptor.clone(), dir: self.dir.clone() })
+    }
+
+    /// The bytes of a small blob.
+    ///
+    /// # Errors
+    ///
+    /// As [`Blobs::open`] and [`Blob::finish`], and when it is larger than any document should be.
+    pub fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        let (digest, size) = (descriptor.digest(), descriptor.size());
+        ensure!(size <= DOCUMENT, Corrupt(format!("{digest} has {size} bytes, more than any document of an image")));
+        let mut blob = self.open(descriptor)?;
+        let mut bytes = vec![];
+        (&mut blob).take(DOCUMENT).read_to_end(&mut bytes).with_context(|| format!("reading the blob {digest}"))?;
+        blob.finish()?;
+        Ok(bytes)
+    }
+}
+
+/// An open blob.
+#[derive(Debug)]
+pub struct Blob {
+    file: File,
+    hasher: Sha256,
+    size: u64,
+    wanted: Descriptor,
+    dir: PathBuf,
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+}
+
+impl Blob {
+    /// Reads what is left, and compares size and digest.
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`], and those of reading.
+    pub fn finish(mut self) -> Result<()> {
+        let digest = self.wanted.digest().clone();
+        io::copy(&mut self, &mut io::sink()).with_context(|| format!("reading the blob {digest}"))?;
+        let (found, size, dir) = (hex::encode(self.hasher.finalize()), self.size, self.dir.display());
+        ensure!(
+            found == digest.digest() && size == self.wanted.size(),
+            Corrupt(format!(
+                "the blob {digest} in {dir} is corrupt: it has {size} bytes and the digest sha256:{found}; copy the image again"
+            ))
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! What was typed: identifiers, times, where updates come from, and what can be meant by no one.
+
+use std::{fs, path::Path};
+
+use tar::EntryType;
+
+use crate::{
+    build::root,
+    layout::{Layer, archive, build, entries, entry, image, index, link, system, write},
+};
+
+fn built(dir: &Path, name: &str, more: &[&str]) -> (Vec<u8>, serde_json::Value) {
+    let disk = dir.join(name);
+    let output = build(&dir.join("layout"), None, &disk, more);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    (fs::read(disk).unwrap(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[test]
+fn the_same_seed_makes_the_same_bytes_and_without_one_no_two_disks_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("layout"), &system());
+    let (one, said) = built(dir.path(), "one", &["--seed", "x", "--size", "600"]);
+    assert_eq!(said["seed"], "x");
+    let (two, _) = built(dir.path(), "two", &["--seed", "x", "--size", "600"]);
+    assert!(one == two, "also a second later");
+    let elsewhere = tempfile::tempdir().unwrap();
+    write(&elsewhere.path().join("layout"), &system());
+    let (three, _) = built(elsewhere.path(), "other", &["--seed", "x", "--size", "600"]);
+    assert!(one == three, "also in another directory");
+    let (_, said) = built(dir.path(), "three", &["--size", "600"]);
+    let (_, other) = built(dir.path(), "four", &["--size", "600"]);
+    assert!(said["seed"] != other["seed"] && said["root"] != other["root"]);
+    let seed = said["seed"].as_str().unwrap();
+    let (_, again) = built(dir.path(), "five", &["--size", "600", "--seed", seed]);
+    assert_eq!(said["root"], again["root"], "what is printed makes it again");
+}
+
+#[test]
+fn special_files_and_odd_names_are_carried_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = dir.path().join("layout");
+    let mut null = entry("etc/null", EntryType::Char, b"");
+    null.0.set_device_major(1).unwrap();
+    null.0.set_device_minor(3).unwrap();
+    null.0.set_cksum();
+    let mut odd = entry("etc/x", EntryType::Regular, b"odd");
+    let name = &mut odd.0.as_gnu_mut().unwrap().name;
+    name[..9].copy_from_slice(b"etc/\"\xff\n q");
+    odd.0.set_cksum();
+    let above = vec![entry("var/lib/pipe", EntryType::Fifo, b""), null, odd];
+    let layers = [archive(&entries(&system())), archive(&above)].map(Layer::plain);
+    fs::create_dir_all(&layout).unwrap();
+    index(&layout, &[image(&layout, &layers, "amd64")]);
+    let (_, _) = built(dir.path(), "disk", &[]);
+    let (ext4, etc) = root(dir.path(), &dir.path().join("disk"));
+    let kind = |path: &[u8]| ext4.symlink_metadata(ext4_view::Path::try_from(path).unwrap()).unwrap().file_type();
+    assert!(kind(b"/state/os/default/var/lib/pipe").is_fifo());
+    assert!(kind(format!("{etc}/null").as_bytes()).is_char_dev());
+    assert!(kind(&[etc.as_bytes(), b"/\"\xff\n q"].concat()).is_regular_file());
+}
+
+#[test]
+fn a_machine_can_be_told_where_its_updates_come_from() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("layout"), &system());
+    built(dir.path(), "disk", &["--target-imgref", "docker://registry.example/os:1"]);
+    let (ext4, etc) = root(dir.path(), &dir.path().join("disk"));
+    let deployment = etc.strip_suffix("/etc").unwrap();
+    let id = deployment.rsplit('/').next().unwrap();
+    let origin = ext4.read_to_string(format!("{deployment}/{id}.origin").as_str()).unwrap();
+    let wanted = "container-image-reference = ostree-unverified-image:docker://registry.example/os:1\n";
+    assert!(origin.contains(wanted), "{origin}");
+}
+
+#[test]
+fn an_output_that_is_no_file_of_its_own_is_refused_before_anything_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("layout"), &system());
+    for output in [Path::new("/dev/null"), dir.path()] {
+        let output = build(&dir.path().join("layout"), None, output, &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains("no regular file"), "{said}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_an_image_links_to_is_found_in_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = dir.path().join("layout");
+    let moved = [("usr/lib/os-release", "opt/release"), ("usr/lib/modules/6.1/vmlinuz", "boot/vmlinuz")];
+    let mut files = system();
+    for (path, _) in &mut files {
+        if let Some((_, to)) = moved.iter().find(|(from, _)| from == path) {
+            (*to).clone_into(path);
+        }
+    }
+    let links = [
+        link("usr/lib/os-release", EntryType::Symlink, "../../../opt//./release"),
+        link("usr/lib/modules/6.1/vmlinuz", EntryType::Symlink, "/usr/lib/kernel"),
+        link("usr/lib/kernel", EntryType::Symlink, "../../boot/vmlinuz"),
+    ];
+    let mut all = entries(&files);
+    all.extend(links);
+    fs::create_dir_all(&layout).unwrap();
+    index(&layout, &[image(&layout, &[Layer::plain(archive(&all))], "amd64")]);
+    built(dir.path(), "disk", &[]);
+}
+
+#[test]
+fn many_small_files_have_inodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = system();
+    files.extend((0..8000).map(|n| (format!("usr/share/x/{n}"), format!("{n:0100}").into_bytes())));
+    write(&dir.path().join("layout"), &files);
+    // A file for each 16 KiB would be 5,500.
+    built(dir.path(), "disk", &["--size", "600"]);
+    let output = build(&dir.path().join("layout"), None, &dir.path().join("small"), &["--size", "560"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(3), "{said}");
+    assert!(said.contains("the root partition of 46 MiB is too small") && said.contains("a larger --size"), "{said}");
+}
+
+#[test]
+fn kernel_arguments_of_an_image_are_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let kargs = |text: &str| {
+        let mut files = system();
+        files.push(("usr/lib/bootc/kargs.d/10-x.toml".to_owned(), text.as_bytes().to_vec()));
+        files.push((
+            "usr/lib/bootc/kargs.d/20-arm.toml".to_owned(),
+            b"kargs = [\"arm\"]\nmatch-architectures = [\"aarch64\"]".to_vec(),
+        ));
+        files.push(("usr/lib/bootc/kargs.d/README".to_owned(), b"no toml".to_vec()));
+        files
+    };
+    write(
+        &dir.path().join("layout"),
+        &kargs("kargs = [\"console=ttyS1\", \"a.b=1\"]\nmatch-architectures = [\"x86_64\"]"),
+    );
+    built(dir.path(), "disk", &["--options", "mine"]);
+    let disk = format!("{}@@1M", dir.path().join("disk").display());
+    let shell = image_tools::program::shell().unwrap();
+    let entry = xshell::cmd!(shell, "mtype -i {disk} ::/loader/entries/*").read().unwrap();
+    assert!(entry.contains(" rw console=ttyS1 a.b=1 mine console=ttyS0\n"), "{entry}");
+    write(&dir.path().join("layout"), &kargs("kargs = \"one\""));
+    let output = build(&dir.path().join("layout"), None, &dir.path().join("other"), &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(3) && said.contains("reading usr/lib/bootc/kargs.d/10-x.toml"), "{said}");
+}
+
+#[test]
+fn a_grub_that_does_not_find_its_configuration_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = system();
+    files.push(("usr/lib/grub/x86_64-efi/monolithic/grubx64.efi".to_owned(), b"MZ (,gpt1)/EFI/debian\0".to_vec()));
+    write(&dir.path().join("layout"), &files);
+    built(dir.path(), "disk", &["--bootloader", "grub"]);
+    let disk = dir.path().join("disk");
+    let check = || crate::build::inspect(&disk).0["wrong"].to_string();
+    assert!(!check().contains("its prompt"), "{}", check());
+    let (shell, image) = (image_tools::program::shell().unwrap(), format!("{}@@1M", disk.display()));
+    xshell::cmd!(shell, "mdel -i {image} ::/EFI/debian/grub.cfg").run().unwrap();
+    assert!(check().contains("GRUB looks for EFI/debian/grub.cfg, which is not there"), "{}", check());
+}
+
+/// What a service or a person without root gets from Debian, without /usr/sbin.
+#[test]
+fn an_ordinary_user_builds_a_disk() {
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    let shell = image_tools::program::shell().unwrap();
+    write(&dir.path().join("layout"), &system());
+    let (program, out) = (dir.path().join("image-tools"), dir.path().join("out"));
+    fs::copy(crate::layout::PROGRAM, &program).unwrap();
+    fs::create_dir(&out).unwrap();
+    for path in [dir.path(), &out] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let (image, disk) = (format!("oci:{}", dir.path().join("layout").display()), out.join("disk"));
+    let build = ["build", "--size", "1024", "--image", &image, "--output", disk.to_str().unwrap()];
+    let path = "PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games";
+    let clean = xshell::cmd!(shell, "env --ignore-environment {path} {program}").args(build);
+    let nobody = xshell::cmd!(shell, "setpriv --reuid 65534 --regid 65534 --clear-groups");
+    let nobody = nobody.args(["env", "--ignore-environment", path]).arg(&program).args(build);
+    let is_root = rustix::process::geteuid().is_root();
+    image_tools::program::run(if is_root { nobody } else { clean }).unwrap();
+    assert!(crate::build::inspect(&disk).1 == Some(0));
+}
