@@ -58,6 +58,12 @@ second_update() {
   next_boot
 }
 
+# Whoever looks at a file system that nobody has mounted keeps others from mounting it to write for as long: what is being
+# prepared is waited for.
+while [ "$(systemctl is-active composefs-finalize-prepare.service)" = activating ]; do
+  systemctl start composefs-finalize-prepare.service || true
+done
+
 # Where things are: the boot loader's partition is mounted for as long as the test runs.
 esp=/run/test-esp
 if ! mountpoint -q $esp; then
@@ -110,8 +116,15 @@ keep_image_etc() {
   umount /run/test-image
 }
 
+# What the checkers of account files find in a directory like /etc, without the lines that they would delete.
+accounts_complaints() { # DIR
+  { pwck -r "$1/passwd" "$1/shadow" || true; grpck -r "$1/group" "$1/gshadow" || true; } 2>&1 |
+    grep -v -e '^delete line' -e ': no changes$' | sed "s|$1/|/etc/|g" | sort
+}
+
 # Stages a deployment that was booted before, as a staging tool does: its image's /etc, entries, marker.
 stage_again() { # ID
+  chattr -Rf -ia "$(state "$1")"/etc* || true
   rm -rf "$(state "$1")"/etc*
   cp -a "$notes/etc-of-$1" "$(state "$1")/etc"
   if [ -f "$entries" ]; then

@@ -13,3 +13,16 @@ for where in esp boot; do
   systemctl start "run-readonly-$where.mount"
 done
 note read-only "$(findmnt -rno OPTIONS /run/readonly/esp | cut -d, -f1)"
+# With entries, the ESP is mounted so just before the finalization, in a namespace where nobody sees the mount.
+if [ "$boot_type" = bls ]; then
+  systemctl stop run-readonly-esp.mount
+  note read-only ""
+  cat >/run/read-only <<END
+mount -o ro $(blkid -t PARTLABEL=esp -o device) /run/readonly/esp
+findmnt -rno OPTIONS /run/readonly/esp | cut -d, -f1 >$notes/read-only
+tail -f /dev/null &
+END
+  systemd-run --quiet --unit read-only -p Type=oneshot -p RemainAfterExit=yes -p PrivateMounts=yes -p KillMode=none \
+    -p DefaultDependencies=no -p Conflicts=shutdown.target -p After=composefs-finalize.service \
+    -p ExecStop='/bin/bash /run/read-only' true
+fi
