@@ -45,8 +45,9 @@ pub struct Request {
     pub boot_size: Option<u64>,
     /// The size of the disk in bytes.
     pub size: u64,
-    /// The times of the file systems themselves, seconds since 1970.
-    pub time: u64,
+    /// The time of files that no image brings and of the file systems themselves, seconds since 1970; the newest image's
+    /// unless told.
+    pub time: Option<u64>,
 }
 
 /// The file system of a boot partition.
@@ -126,11 +127,15 @@ pub fn plan(request: Request, scratch: TempDir, runtime: Handle) -> Result<Plann
         boot: name("boot file system"),
         esp: name("esp file system").as_fields().0,
     };
+    let created = [Some(&booted), staged.as_ref()].into_iter().flatten().map(|system| system.image.created);
+    let time = request.time.unwrap_or_else(|| created.max().unwrap_or(0));
     let deployments =
-        Deployments { store: &store, booted: &booted, staged: staged.as_ref(), choice: &request.choice, ids };
+        Deployments { store: &store, booted: &booted, staged: staged.as_ref(), choice: &request.choice, ids, time };
     let partitions = lay_out(request.size, wanted(&request, &deployments, &name)?)?;
     let programs = disk::programs(&partitions, request.format)?;
-    let Request { size, format, time, output, .. } = request;
+    let Request { size, format, output, .. } = request;
+    // To the programs that make file systems, zero would mean now.
+    let time = time.max(1);
     let staged = staged.map(|staged| staged.id);
     let plan = Plan { booted: booted.id, staged, size, uuid: name("disk"), format, time, partitions, programs };
     Ok(Planned { plan, output, root: ids.root, seed, scratch })

@@ -41,6 +41,7 @@ use self::{
 use crate::{
     node::HostFile,
     oci::{Image, Layer},
+    progress::Progress,
 };
 
 /// The directories without which an image becomes no root file system: composefs copies the metadata of /usr to the root
@@ -112,8 +113,9 @@ impl Store {
     pub fn pull(&self, image: &Image) -> Result<Pulled> {
         let mut tree = Tree::new(Stat::uninitialized());
         let mut streams = vec![];
+        let progress = Progress::of_step(image.size());
         for layer in &image.layers {
-            let imported = self.import(image, layer)?;
+            let imported = self.import(image, layer, &progress)?;
             let digest = layer.descriptor.digest();
             layers::apply(&mut tree, &imported.entries).with_context(|| format!("applying the layer {digest}"))?;
             streams.push((layer.diff_id.clone(), imported.stream.clone()));
@@ -133,12 +135,13 @@ impl Store {
         Ok(Pulled { id: id.to_hex().parse()?, tree, labelled })
     }
 
-    fn import(&self, image: &Image, layer: &Layer) -> Result<Rc<Imported>> {
+    fn import(&self, image: &Image, layer: &Layer, progress: &Progress) -> Result<Rc<Imported>> {
         let key = format!("{} {}", layer.descriptor.digest(), layer.diff_id);
         if let Some(imported) = self.layers.borrow().get(&key) {
+            progress.add(layer.descriptor.size());
             return Ok(imported.clone());
         }
-        let (stream, entries) = image.read(layer, |archive| import::import(&self.repository, archive))?;
+        let (stream, entries) = image.read(layer, progress, |archive| import::import(&self.repository, archive))?;
         let name = layer_content_id(&layer.diff_id.parse()?);
         self.runtime.block_on(self.repository.register_stream(&stream, &name, None))?;
         let imported = Rc::new(Imported { stream, entries });

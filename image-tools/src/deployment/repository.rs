@@ -6,28 +6,25 @@ use anyhow::{Context, Result};
 use finalize::layout;
 use walkdir::WalkDir;
 
-use super::{Choice, Sealing};
-use crate::{
-    node::{Content, HostFile, Meta, Node},
-    store::Store,
-};
+use super::{Deployments, Sealing};
+use crate::node::{Content, HostFile, Meta, Node};
 
 /// All nodes of the repository. Sealed means every object, and `meta.json`.
-pub fn nodes(store: &Store, choice: &Choice) -> Result<Vec<Node>> {
-    let mtime = choice.mtime;
+pub fn nodes(of: &Deployments<'_>) -> Result<Vec<Node>> {
+    let mtime = of.time;
     let mut nodes = vec![Node::new(layout::REPOSITORY, Meta::root(0o700, mtime), Content::Dir)];
-    for entry in WalkDir::new(&store.path).min_depth(1).sort_by_file_name() {
-        nodes.push(node(store, choice, &entry.context("reading the repository")?)?);
+    for entry in WalkDir::new(&of.store.path).min_depth(1).sort_by_file_name() {
+        nodes.push(node(of, &entry.context("reading the repository")?)?);
     }
     nodes.push(Node::dir(Path::new(layout::REPOSITORY).join("bootc"), mtime));
     Ok(nodes)
 }
 
-fn node(store: &Store, choice: &Choice, entry: &walkdir::DirEntry) -> Result<Node> {
-    let mtime = choice.mtime;
+fn node(of: &Deployments<'_>, entry: &walkdir::DirEntry) -> Result<Node> {
+    let mtime = of.time;
     let host = entry.path();
     let named = || format!("reading {}", host.display());
-    let relative = host.strip_prefix(&store.path).with_context(named)?;
+    let relative = host.strip_prefix(&of.store.path).with_context(named)?;
     let path = Path::new(layout::REPOSITORY).join(relative);
     let kind = entry.file_type();
     if kind.is_dir() {
@@ -40,7 +37,7 @@ fn node(store: &Store, choice: &Choice, entry: &walkdir::DirEntry) -> Result<Nod
     let must_be_sealed = relative.starts_with("objects") || relative == Path::new("meta.json");
     let size = entry.metadata().with_context(named)?.len();
     let file = HostFile { path: host.to_owned(), size };
-    let content = match choice.sealing {
+    let content = match of.choice.sealing {
         Sealing::Sealed if must_be_sealed => Content::Sealed(file),
         _ => Content::File(file),
     };

@@ -15,6 +15,7 @@ use super::{
     Corrupt,
     blob::{Blob, Blobs},
 };
+use crate::progress::{Counted, Progress};
 
 /// How much is inflated at once, in bytes, and how many of that may wait.
 const CHUNK: usize = 1 << 18;
@@ -31,16 +32,21 @@ pub struct Layer {
 
 impl Layer {
     /// Hands the archive to `each`, while another thread reads and inflates the blob. Whether that is gzip, zstd or neither
-    /// is seen from its first bytes, as the container engines do.
+    /// is seen from its first bytes, as the container engines do. `progress` counts the bytes of the blob.
     ///
     /// # Errors
     ///
     /// [`Corrupt`] when blob or archive are not what their digests say, whatever `each` made of them; else those of `each`.
-    pub fn read<T>(&self, blobs: &Blobs, each: impl FnOnce(&mut dyn Read) -> Result<T>) -> Result<T> {
+    pub fn read<T>(
+        &self,
+        blobs: &Blobs,
+        progress: &Progress,
+        each: impl FnOnce(&mut dyn Read) -> Result<T>,
+    ) -> Result<T> {
         let (blob, digest) = (blobs.open(&self.descriptor)?, self.descriptor.digest());
         let (found, diff_id) = thread::scope(|scope| {
             let (sender, receiver) = sync_channel(WAITING);
-            let inflating = scope.spawn(move || inflate(blob, &sender));
+            let inflating = scope.spawn(move || inflate(progress.count(blob), &sender));
             let mut archive = Archive { receiver, chunk: vec![], at: 0, hasher: Sha256::new() };
             let found = each(&mut archive);
             // To its end also when that failed: that the blob is corrupt is the better reason.
@@ -58,14 +64,14 @@ impl Layer {
     }
 }
 
-fn inflate(blob: Blob, to: &SyncSender<Vec<u8>>) -> Result<()> {
+fn inflate(blob: Counted<'_, Blob>, to: &SyncSender<Vec<u8>>) -> Result<()> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     let sent = send(&mut blob, to).context("inflating the blob");
-    blob.into_inner().finish()?;
+    blob.into_inner().into_inner().finish()?;
     sent
 }
 
-fn send(blob: &mut BufReader<Blob>, to: &SyncSender<Vec<u8>>) -> io::Result<()> {
+fn send(blob: &mut impl BufRead, to: &SyncSender<Vec<u8>>) -> io::Result<()> {
     let mut inflated: Box<dyn Read + '_> = match blob.fill_buf()? {
         [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(blob)),
         // A frame, or one to be skipped (RFC 8878, 3.1).
