@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use flate2::bufread::MultiGzDecoder;
 use oci_spec::image::Descriptor;
 use sha2::{Digest, Sha256};
+use zlib_rs::{Inflate, InflateFlush, Status};
 
 use super::{
     Corrupt,
@@ -19,6 +19,9 @@ use super::{
 /// How much is inflated at once, in bytes, and how many of that may wait.
 const CHUNK: usize = 1 << 18;
 const WAITING: usize = 8;
+
+/// A window of 32 KiB in gzip's format, to zlib.
+const GZIP: u8 = 16 + 15;
 
 /// A layer of an image.
 #[derive(Debug, Clone)]
@@ -67,7 +70,7 @@ fn inflate(blob: Blob, to: &SyncSender<Vec<u8>>) -> Result<()> {
 
 fn send(blob: &mut BufReader<Blob>, to: &SyncSender<Vec<u8>>) -> io::Result<()> {
     let mut inflated: Box<dyn Read + '_> = match blob.fill_buf()? {
-        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(blob)),
+        [0x1f, 0x8b, ..] => Box::new(Gunzip { blob, inflate: Inflate::new(true, GZIP), has_ended: false }),
         // A frame, or one to be skipped (RFC 8878, 3.1).
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             Box::new(zstd::Decoder::with_buffer(blob)?)
@@ -75,12 +78,59 @@ fn send(blob: &mut BufReader<Blob>, to: &SyncSender<Vec<u8>>) -> io::Result<()> 
         _ => Box::new(blob),
     };
     loop {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        (&mut inflated).take(CHUNK as u64).read_to_end(&mut chunk)?;
+        let mut chunk = vec![0; CHUNK];
+        let mut filled = 0;
+        while filled < CHUNK {
+            match inflated.read(&mut chunk[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        chunk.truncate(filled);
         // Nobody listens any more when the other thread panics.
         if chunk.is_empty() || to.send(chunk).is_err() {
             return Ok(());
         }
+    }
+}
+
+/// What a gzip file holds, all its members one after the other (RFC 1952), each checked against its own checksum.
+struct Gunzip<R> {
+    blob: R,
+    inflate: Inflate,
+    /// Whether the last member is complete.
+    has_ended: bool,
+}
+
+impl<R: BufRead> Read for Gunzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !buffer.is_empty() {
+            let input = self.blob.fill_buf()?;
+            if self.has_ended {
+                if input.is_empty() {
+                    return Ok(0);
+                }
+                self.inflate = Inflate::new(true, GZIP);
+                self.has_ended = false;
+            }
+            let is_cut_off = input.is_empty();
+            let before = (self.inflate.total_in(), self.inflate.total_out());
+            let status = self.inflate.decompress(input, buffer, InflateFlush::NoFlush);
+            let status = status.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.as_str()))?;
+            let [read, written] = [self.inflate.total_in() - before.0, self.inflate.total_out() - before.1]
+                .map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+            self.blob.consume(read);
+            self.has_ended = status == Status::StreamEnd;
+            if written > 0 {
+                return Ok(written);
+            }
+            if is_cut_off && !self.has_ended {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the gzip file is cut off"));
+            }
+        }
+        Ok(0)
     }
 }
 
