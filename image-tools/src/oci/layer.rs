@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread,
 };
 
@@ -33,8 +36,8 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Hands the archive to `each`, while another thread reads and inflates the blob. Whether that is gzip, zstd or neither
-    /// is seen from its first bytes, as the container engines do.
+    /// Hands the archive to `each`, while one thread reads and inflates the blob, and another hashes the archive. Whether the
+    /// blob is gzip, zstd or neither is seen from its first bytes, as the container engines do.
     ///
     /// # Errors
     ///
@@ -42,15 +45,17 @@ impl Layer {
     pub fn read<T>(&self, blobs: &Blobs, each: impl FnOnce(&mut dyn Read) -> Result<T>) -> Result<T> {
         let (blob, digest) = (blobs.open(&self.descriptor)?, self.descriptor.digest());
         let (found, diff_id) = thread::scope(|scope| {
-            let (sender, receiver) = sync_channel(WAITING);
-            let inflating = scope.spawn(move || inflate(blob, &sender));
-            let mut archive = Archive { receiver, chunk: vec![], at: 0, hasher: Sha256::new() };
+            let [(sender, receiver), (to_be_hashed, hashed)] = [(); 2].map(|()| sync_channel(WAITING));
+            let inflating = scope.spawn(move || inflate(blob, &[to_be_hashed, sender]));
+            let hashing = scope.spawn(move || hash(&hashed));
+            let mut archive = Archive { receiver, chunk: Chunk::default(), at: 0 };
             let found = each(&mut archive);
             // To its end also when that failed: that the blob is corrupt is the better reason.
             let rest = io::copy(&mut archive, &mut io::sink());
             inflating.join().map_err(|_| anyhow!("a thread panicked"))??;
             rest?;
-            Ok::<_, anyhow::Error>((found, format!("sha256:{}", hex::encode(archive.hasher.finalize()))))
+            let diff_id = hashing.join().map_err(|_| anyhow!("a thread panicked"))?;
+            Ok::<_, anyhow::Error>((found, diff_id))
         })?;
         let wanted = &self.diff_id;
         ensure!(
@@ -61,14 +66,24 @@ impl Layer {
     }
 }
 
-fn inflate(blob: Blob, to: &SyncSender<Vec<u8>>) -> Result<()> {
+/// Some bytes of an archive, for all who want them.
+type Chunk = Arc<Vec<u8>>;
+
+/// The `diff_id` of an archive.
+fn hash(archive: &Receiver<Chunk>) -> String {
+    let mut hasher = Sha256::new();
+    archive.iter().for_each(|chunk| hasher.update(&*chunk));
+    format!("sha256:{}", hex::encode(hasher.finalize()))
+}
+
+fn inflate(blob: Blob, to: &[SyncSender<Chunk>]) -> Result<()> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     let sent = send(&mut blob, to).context("inflating the blob");
     blob.into_inner().finish()?;
     sent
 }
 
-fn send(blob: &mut BufReader<Blob>, to: &SyncSender<Vec<u8>>) -> io::Result<()> {
+fn send(blob: &mut BufReader<Blob>, to: &[SyncSender<Chunk>]) -> io::Result<()> {
     let mut inflated: Box<dyn Read + '_> = match blob.fill_buf()? {
         [0x1f, 0x8b, ..] => Box::new(Gunzip { blob, inflate: Inflate::new(true, GZIP), has_ended: false }),
         // A frame, or one to be skipped (RFC 8878, 3.1).
@@ -89,8 +104,9 @@ fn send(blob: &mut BufReader<Blob>, to: &SyncSender<Vec<u8>>) -> io::Result<()> 
             }
         }
         chunk.truncate(filled);
-        // Nobody listens any more when the other thread panics.
-        if chunk.is_empty() || to.send(chunk).is_err() {
+        let chunk = Chunk::new(chunk);
+        // Nobody listens any more when another thread panics.
+        if chunk.is_empty() || to.iter().any(|to| to.send(chunk.clone()).is_err()) {
             return Ok(());
         }
     }
@@ -136,17 +152,15 @@ impl<R: BufRead> Read for Gunzip<R> {
 
 /// The archive as it comes from the other thread.
 struct Archive {
-    receiver: Receiver<Vec<u8>>,
-    chunk: Vec<u8>,
+    receiver: Receiver<Chunk>,
+    chunk: Chunk,
     at: usize,
-    hasher: Sha256,
 }
 
 impl Read for Archive {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.at == self.chunk.len() {
             let Ok(chunk) = self.receiver.recv() else { return Ok(0) };
-            self.hasher.update(&chunk);
             (self.chunk, self.at) = (chunk, 0);
         }
         let rest = &self.chunk[self.at..];
