@@ -38,9 +38,10 @@ pub fn nodes(store: &Store, choice: &Choice) -> Result<Vec<Node>> {
         Sealing::Sealed => Content::Sealed(packed),
         Sealing::Unsealed => Content::Packed(packed),
     };
+    let objects = store.objects().into_iter().map(|(path, packed)| (at(&path), packed));
     let (paths, files): (Vec<_>, Vec<_>) = to_be_sealed.into_iter().unzip();
     let packed = paths.into_iter().zip(store.pack(&files)?);
-    for (path, packed) in store.objects().into_iter().map(|(path, packed)| (at(&path), packed)).chain(packed) {
+    for (path, packed) in objects.chain(packed) {
         if let Some(dir) = path.parent() {
             add(Node::dir(dir, mtime));
         }
