@@ -1,10 +1,13 @@
-//! Reading an image into a repository, and making a disk of it, against what else reads its layers: tar, umoci, and composefs'
-//! own way. In one run, one after the other, several rounds; what is printed is the median of each, and its ratio to tar.
+//! Reading an image into a repository, and making a disk of it, against what else does such things: tar, umoci, composefs' own
+//! way, and mke2fs. In one run, one after the other, several rounds; what is printed is the median of each, and its ratio to tar.
 //!
-//! `BENCH_IMAGE` is an OCI layout with the tag `latest`, the demo's unless told; temporary files are best in memory (`TMPDIR`).
+//! `BENCH_IMAGE` is an OCI layout with the tag `latest`, the demo's v2 unless told; `BENCH_BEFORE`, the demo's v1, is what the
+//! cache has seen before; `hack/large-image` makes such layouts of any size, which `BENCH_SIZE` MiB hold. Temporary files are
+//! best in memory (`TMPDIR`).
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -22,59 +25,113 @@ use rustix::fs::CWD;
 use tokio::runtime::Runtime;
 use xshell::cmd;
 
-const ROUNDS: usize = 7;
-
 /// What is timed: a name, and the work, which gets an empty directory.
 type Rival<'a> = (&'a str, Box<dyn Fn(&Path) + 'a>);
 
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
+}
+
+fn layout(variable: &str, version: &str) -> PathBuf {
+    let demo = format!("{}/../target/oci/trixie/{version}", env!("CARGO_MANIFEST_DIR"));
+    PathBuf::from(std::env::var(variable).unwrap_or(demo))
+}
+
+fn name(layout: &Path) -> String {
+    format!("oci:{}:latest", layout.display())
+}
+
+fn resolve(layout: &Path, scratch: &Path) -> Image {
+    Image::resolve(name(layout).parse().unwrap(), None, scratch).unwrap()
+}
+
+fn untar(layout: &Path, scratch: &Path) {
+    let shell = program::shell().unwrap();
+    for layer in &resolve(layout, scratch).layers {
+        let blob = layout.join("blobs/sha256").join(layer.descriptor.digest().digest());
+        // Where a layer replaces a link, tar stumbles, and goes on.
+        let tar = cmd!(shell, "tar --extract --file {blob} --directory {scratch}");
+        _ = tar.quiet().ignore_stderr().ignore_status().run();
+    }
+}
+
+fn umoci(layout: &Path, scratch: &Path) -> PathBuf {
+    let (shell, bundle) = (program::shell().unwrap(), scratch.join("bundle"));
+    program::run(cmd!(shell, "umoci unpack --image {layout}:latest {bundle}")).unwrap();
+    bundle.join("rootfs")
+}
+
+fn theirs(layout: &Path, scratch: &Path) -> PathBuf {
+    let (runtime, path) = (Runtime::new().unwrap(), scratch.join("repository"));
+    let mut config = RepositoryConfig::new(Algorithm::for_hash::<Sha512HashValue>()).set_insecure();
+    config.erofs_formats = FormatConfig::single(FormatVersion::V2);
+    let (repository, _) = Repository::init_path(CWD, &path, config).unwrap();
+    let repository: Arc<Repository<Sha512HashValue>> = Arc::new(repository);
+    let name = name(layout);
+    let pulled = composefs_oci::pull(&repository, &name, None, PullOptions::default());
+    let pulled = runtime.block_on(pulled).unwrap();
+    generate_boot_image(&repository, &pulled.manifest_digest, &OciTransformOptions::default()).unwrap();
+    path
+}
+
+fn mke2fs(dir: &Path) {
+    let (shell, image) = (program::shell().unwrap(), dir.with_extension("ext4"));
+    let size = format!("{}M", number("BENCH_SIZE", 3584));
+    program::run(cmd!(shell, "mke2fs -q -t ext4 -d {dir} {image} {size}")).unwrap();
+}
+
+fn build(layout: &Path, scratch: &Path, more: &[&Path]) {
+    let (shell, disk, program) = (program::shell().unwrap(), scratch.join("disk"), env!("CARGO_BIN_EXE_image-tools"));
+    let (size, image) = ((number("BENCH_SIZE", 3584) + 512).to_string(), name(layout));
+    let build = cmd!(shell, "{program} build --image {image} --output {disk} --size {size}");
+    program::run(build.args(more)).unwrap();
+}
+
+/// A cache that has seen an image, and how one builds with it: what is new is removed again.
+struct Cache {
+    dir: tempfile::TempDir,
+    there: HashSet<PathBuf>,
+}
+
+impl Cache {
+    fn of(layout: &Path) -> Self {
+        let (dir, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        build(layout, scratch.path(), &[Path::new("--cache"), dir.path()]);
+        let mut cache = Self { dir, there: HashSet::new() };
+        cache.there = cache.kept();
+        cache
+    }
+
+    fn kept(&self) -> HashSet<PathBuf> {
+        std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn build(&self, layout: &Path, scratch: &Path) {
+        build(layout, scratch, &[Path::new("--cache"), self.dir.path()]);
+        self.kept().difference(&self.there).for_each(|layer| std::fs::remove_file(layer).unwrap());
+    }
+}
+
 fn main() {
-    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/oci/trixie/v2");
-    let layout = PathBuf::from(std::env::var("BENCH_IMAGE").unwrap_or_else(|_| demo.to_owned()));
-    let name = format!("oci:{}:latest", layout.display());
-    let runtime = Runtime::new().unwrap();
-    let resolve = |scratch: &Path| Image::resolve(name.parse().unwrap(), None, scratch).unwrap();
-    let untar = |scratch: &Path| {
-        let shell = program::shell().unwrap();
-        for layer in &resolve(scratch).layers {
-            let blob = layout.join("blobs/sha256").join(layer.descriptor.digest().digest());
-            // Where a layer replaces a link, tar stumbles, and goes on.
-            _ = cmd!(shell, "tar --extract --file {blob} --directory {scratch}")
-                .quiet()
-                .ignore_stderr()
-                .ignore_status()
-                .run();
-        }
+    let (image, before) = (&layout("BENCH_IMAGE", "v2"), layout("BENCH_BEFORE", "v1"));
+    let (same, other) = (Cache::of(image), Cache::of(&before));
+    let pull = |scratch: &Path| {
+        let store = Store::create(&scratch.join("store")).unwrap();
+        store.pull(&resolve(image, scratch)).unwrap();
     };
-    let umoci = |scratch: &Path| {
-        let (shell, bundle) = (program::shell().unwrap(), scratch.join("bundle"));
-        program::run(cmd!(shell, "umoci unpack --image {layout}:latest {bundle}")).unwrap();
-    };
-    let theirs = |scratch: &Path| {
-        let mut config = RepositoryConfig::new(Algorithm::for_hash::<Sha512HashValue>()).set_insecure();
-        config.erofs_formats = FormatConfig::single(FormatVersion::V2);
-        let (repository, _) = Repository::init_path(CWD, scratch.join("repository"), config).unwrap();
-        let repository: Arc<Repository<Sha512HashValue>> = Arc::new(repository);
-        let pulled = runtime.block_on(composefs_oci::pull(&repository, &name, None, PullOptions::default())).unwrap();
-        generate_boot_image(&repository, &pulled.manifest_digest, &OciTransformOptions::default()).unwrap();
-    };
-    let ours = |scratch: &Path| {
-        let store = Store::create(&scratch.join("store"), runtime.handle().clone()).unwrap();
-        store.pull(&resolve(scratch)).unwrap();
-    };
-    let build = |scratch: &Path| {
-        let (shell, disk, program) =
-            (program::shell().unwrap(), scratch.join("disk"), env!("CARGO_BIN_EXE_image-tools"));
-        program::run(cmd!(shell, "{program} build --image {name} --output {disk}")).unwrap();
-    };
-    let rivals: [Rival<'_>; 5] = [
-        ("tar, all layers", Box::new(untar)),
-        ("umoci unpack", Box::new(umoci)),
-        ("composefs-oci, nothing verified: objects and EROFS image", Box::new(theirs)),
-        ("ours, all verified: objects and EROFS image", Box::new(ours)),
-        ("ours, a bootable disk", Box::new(build)),
+    let rivals: [Rival<'_>; 9] = [
+        ("tar, all layers", Box::new(|dir| untar(image, dir))),
+        ("umoci unpack", Box::new(|dir| drop(umoci(image, dir)))),
+        ("umoci unpack, and mke2fs -d", Box::new(|dir| mke2fs(&umoci(image, dir)))),
+        ("composefs-oci, nothing verified: objects and EROFS image", Box::new(|dir| drop(theirs(image, dir)))),
+        ("the same, and mke2fs -d", Box::new(|dir| mke2fs(&theirs(image, dir)))),
+        ("ours, all verified: objects and EROFS image", Box::new(pull)),
+        ("ours, a bootable disk", Box::new(|dir| build(image, dir, &[]))),
+        ("ours, a bootable disk, --cache has seen the image before", Box::new(|dir| other.build(image, dir))),
+        ("ours, a bootable disk, --cache has seen this image", Box::new(|dir| same.build(image, dir))),
     ];
     let mut times = vec![vec![]; rivals.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..number("BENCH_ROUNDS", 7) {
         for ((_, work), times) in rivals.iter().zip(&mut times) {
             let scratch = tempfile::tempdir().unwrap();
             let begun = Instant::now();

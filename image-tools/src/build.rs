@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use finalize::{cmdline::Verity, digest::DeploymentId};
 use tempfile::TempDir;
-use tokio::runtime::Handle;
 use tracing::info_span;
 use uuid::Uuid;
 
@@ -14,7 +13,7 @@ use crate::{
     disk,
     oci::{Arch, Image, Reference},
     plan::{FileSystem, Format, Plan, Purpose, Wanted, lay_out, roomy},
-    store::Store,
+    store::{Cache, Store},
     system::{Boots, CannotBoot, System},
 };
 
@@ -45,6 +44,8 @@ pub struct Request {
     pub boot_size: Option<u64>,
     /// The size of the disk in bytes.
     pub size: u64,
+    /// Where layers are kept for the next time.
+    pub cache: Option<PathBuf>,
     /// The time of files that no image brings and of the file systems themselves, seconds since 1970; the newest image's
     /// unless told.
     pub time: Option<u64>,
@@ -97,8 +98,9 @@ pub struct Planned {
 /// # Errors
 ///
 /// Names what is wrong with the input.
-pub fn plan(request: Request, scratch: TempDir, runtime: Handle) -> Result<Planned> {
-    let store = Store::create(&scratch.path().join("composefs"), runtime)?;
+pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
+    let cache = request.cache.as_deref().map(Cache::open).transpose()?;
+    let store = Store::create(&scratch.path().join("composefs"))?.with_cache(cache);
     let pull = |reference: &Reference| {
         System::pull(
             Image::resolve(reference.clone(), request.arch.as_ref(), scratch.path())?,

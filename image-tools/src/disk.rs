@@ -2,13 +2,16 @@
 
 pub mod esp;
 pub mod ext4;
+mod fill;
 mod table;
 mod tar;
+mod volume;
 pub mod xfs;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rayon::prelude::*;
 use tracing::info_span;
 use xshell::{Cmd, Shell, cmd};
 
@@ -33,18 +36,18 @@ pub struct Place<'a> {
     pub partition: &'a Partition,
 }
 
-/// Makes the disk of the plan at `path`, partition by partition.
+/// Makes the disk of the plan at `path`, all partitions at the same time.
 pub fn write(plan: Plan, path: &Path) -> Result<Disk> {
     table::write(&plan, path)?;
-    for partition in &plan.partitions {
+    plan.partitions.par_iter().try_for_each(|partition| {
         let _step = info_span!(target: "image_tools::step", "write", partition = partition.purpose.name()).entered();
         let place = Place { disk: path, partition };
         match partition.file_system {
-            FileSystem::Fat(serial) => esp::create(place, serial, plan.time)?,
-            FileSystem::Ext4(uuid) => ext4::create(place, uuid, plan.time)?,
-            FileSystem::Xfs(uuid) => xfs::create(place, uuid)?,
+            FileSystem::Fat(serial) => esp::create(place, serial, plan.time),
+            FileSystem::Ext4(uuid) => ext4::create(place, uuid, plan.time),
+            FileSystem::Xfs(uuid) => xfs::create(place, uuid),
         }
-    }
+    })?;
     Ok(Disk { path: path.to_owned(), format: plan.format })
 }
 

@@ -1,6 +1,6 @@
 //! What a file system shall hold, as values: whoever makes them does not know which writer comes.
 
-use std::path::PathBuf;
+use std::{fs::File, path::PathBuf, sync::Arc};
 
 /// Owner, mode and time of a node.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +33,37 @@ pub struct HostFile {
     pub size: u64,
 }
 
+/// A file of the build host in which the contents of many files lie, in blocks of 4096 bytes.
+#[derive(Debug)]
+pub struct Pack {
+    /// It is open, and may have no name.
+    pub file: File,
+    /// Packs have an order.
+    pub number: usize,
+}
+
+/// A content in a pack: its fs-verity metadata, and right behind them what of its data is no hole.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// Where it is.
+    pub pack: Arc<Pack>,
+    /// Where in it.
+    pub place: PackedAt,
+}
+
+/// A place in a pack.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PackedAt {
+    /// The first block.
+    pub start: u64,
+    /// How many blocks of metadata there are.
+    pub metadata: u64,
+    /// The bytes of the data.
+    pub size: u64,
+    /// Which blocks of the data there are, as the first one and how many follow each other; the others are zeros.
+    pub data: Vec<(u64, u64)>,
+}
+
 /// What a node is.
 #[derive(Debug, Clone)]
 pub enum Content {
@@ -42,8 +73,10 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// A file with the bytes of this one on the build host.
     File(HostFile),
+    /// A file with this content.
+    Packed(Packed),
     /// The same, with fs-verity by SHA-512.
-    Sealed(HostFile),
+    Sealed(Packed),
     /// A symlink.
     Link(PathBuf),
     /// A second name of an earlier node.
@@ -94,7 +127,8 @@ impl Node {
     pub fn size(&self) -> u64 {
         match &self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
-            Content::File(file) | Content::Sealed(file) => file.size,
+            Content::File(file) => file.size,
+            Content::Packed(file) | Content::Sealed(file) => file.place.size,
             _ => 0,
         }
     }

@@ -37,7 +37,7 @@ pub struct Request {
 /// The digest of an image: what its deployment is called.
 pub fn digest(image: Reference, arch: Option<Arch>, workshop: &Workshop) -> Result<DeploymentId> {
     let scratch = workshop.anywhere()?;
-    let store = Store::create(&scratch.path().join("composefs"), workshop.runtime.clone())?;
+    let store = Store::create(&scratch.path().join("composefs"))?;
     Ok(System::pull(Image::resolve(image, arch.as_ref(), scratch.path())?, &store, BootType::Bls)?.id)
 }
 
@@ -50,7 +50,7 @@ pub fn seal(request: Request, workshop: &Workshop) -> Result<DeploymentId> {
     let output = &request.output;
     ensure!(!output.exists(), "{} exists: remove it, or choose another --output", output.display());
     let scratch = workshop.beside(output)?;
-    let store = Store::create(&scratch.path().join("composefs"), workshop.runtime.clone())?;
+    let store = Store::create(&scratch.path().join("composefs"))?;
     let system = System::pull(
         Image::resolve(request.image.clone(), request.arch.as_ref(), scratch.path())?,
         &store,

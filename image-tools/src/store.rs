@@ -1,14 +1,18 @@
 //! The composefs repository that a disk image will carry, on the build host: images are read into it, and files out of it.
 
+mod cache;
+mod entry;
 mod import;
 mod layers;
+mod pack;
 mod walk;
 
 use std::{
     cell::RefCell,
     collections::HashMap,
     ffi::{OsStr, OsString},
-    io::Read,
+    fs::File,
+    io::{self, Read, Write},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     rc::Rc,
@@ -27,19 +31,19 @@ use composefs_boot::BootOps as _;
 use composefs_oci::{
     BOOT_IMAGE_REF_KEY, OciDigest, layer_content_id,
     oci_image::{manifest_identifier, tag_image},
-    write_config_raw,
 };
 use finalize::digest::DeploymentId;
 use rustix::fs::CWD;
 use sha2::{Digest, Sha256};
-use tokio::runtime::Handle;
 
+pub use self::cache::Cache;
 use self::{
-    import::Entry,
+    entry::Entry,
+    pack::{Packs, Writer},
     walk::{Walked, walk},
 };
 use crate::{
-    node::HostFile,
+    node::{HostFile, Packed, PackedAt},
     oci::{Image, Layer},
     progress::Progress,
 };
@@ -56,15 +60,16 @@ pub struct Incomplete(String);
 /// The files of an image.
 pub type Tree = FileSystem<Sha512HashValue>;
 
-/// The repository.
+/// The repository. The contents of files are in packs; its directory has what composefs writes itself.
 #[derive(Debug)]
 pub struct Store {
     repository: Arc<Repository<Sha512HashValue>>,
+    packs: RefCell<Packs>,
+    cache: Option<Cache>,
     /// Layers that were read, by their digest: another image may have them too.
     layers: RefCell<HashMap<String, Rc<Imported>>>,
     /// Its directory on the build host.
     pub path: PathBuf,
-    runtime: Handle,
 }
 
 /// Which extended attributes of an image survive: what composefs keeps (capabilities), and what people have put on files,
@@ -97,11 +102,22 @@ pub struct Pulled {
 
 impl Store {
     /// A new repository at `path`, without fs-verity: the build host may have none.
-    pub fn create(path: &Path, runtime: Handle) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// Those of making it.
+    pub fn create(path: &Path) -> Result<Self> {
         let mut config = RepositoryConfig::new(Algorithm::for_hash::<Sha512HashValue>()).set_insecure();
         config.erofs_formats = FormatConfig::single(FormatVersion::V2);
         let (repository, _) = Repository::init_path(CWD, path, config)?;
-        Ok(Self { repository: Arc::new(repository), layers: RefCell::default(), path: path.to_owned(), runtime })
+        let (packs, layers) = (RefCell::default(), RefCell::default());
+        Ok(Self { repository: Arc::new(repository), packs, cache: None, layers, path: path.to_owned() })
+    }
+
+    /// The same; layers that `cache` has are taken from there, and others are put there.
+    #[must_use]
+    pub fn with_cache(self, cache: Option<Cache>) -> Self {
+        Self { cache, ..self }
     }
 
     /// Reads the image, tags it as bootc does, and makes its bootable EROFS image. Each layer is read once, and is what its
@@ -129,6 +145,7 @@ impl Store {
         tree.filter_xattrs(is_carried);
         tree.compact();
         let mut labelled = tree.clone();
+        self.unpack_policy(&tree)?;
         labelled.transform_for_boot(&self.repository)?;
         let id = labelled.commit_image(&self.repository, None)?;
         self.describe(image, &streams, &id)?;
@@ -141,47 +158,105 @@ impl Store {
             progress.add(layer.descriptor.size());
             return Ok(imported.clone());
         }
-        let (stream, entries) = image.read(layer, progress, |archive| import::import(&self.repository, archive))?;
-        let name = layer_content_id(&layer.diff_id.parse()?);
-        self.runtime.block_on(self.repository.register_stream(&stream, &name, None))?;
+        let diff_id = &layer.diff_id;
+        let cached = self.cache.as_ref().map(|cache| cache.load(diff_id)).transpose()?.flatten();
+        let (stream, entries) = match cached {
+            Some((file, places, read)) => {
+                progress.add(layer.descriptor.size());
+                self.packs.borrow_mut().insert(file, &places);
+                (self.repository.ensure_object(&read.stream)?, read.entries)
+            }
+            None => self.read_layer(image, layer, progress)?,
+        };
+        let name = layer_content_id(&diff_id.parse()?);
+        self.name(&name, &stream)?;
         let imported = Rc::new(Imported { stream, entries });
         self.layers.borrow_mut().insert(key, imported.clone());
         Ok(imported)
     }
 
+    /// Reads a layer into a pack, which the cache keeps.
+    fn read_layer(&self, image: &Image, layer: &Layer, progress: &Progress) -> Result<(Sha512HashValue, Vec<Entry>)> {
+        let file = match &self.cache {
+            Some(cache) => cache.create()?,
+            None => tempfile::tempfile_in(&self.path).context("creating a file beside the repository")?,
+        };
+        let mut pack = Writer::new(file);
+        let (stream, entries) =
+            image.read(layer, progress, |archive| import::import(&self.repository, &mut pack, archive))?;
+        let (file, places) = pack.finish()?;
+        let Some(cache) = &self.cache else {
+            self.packs.borrow_mut().insert(file, &places);
+            return Ok((stream, entries));
+        };
+        let read = cache::Read { stream: self.repository.read_object(&stream)?, entries };
+        let read = cache.save(&file, (&layer.diff_id, &places), read)?;
+        self.packs.borrow_mut().insert(file, &places);
+        Ok((stream, read.entries))
+    }
+
+    /// Makes objects of the SELinux policy's files, where composefs looks for them.
+    fn unpack_policy(&self, tree: &Tree) -> Result<()> {
+        let mut dirs: Vec<_> = tree.root.get_directory_opt("etc/selinux".as_ref())?.into_iter().collect();
+        while let Some(dir) = dirs.pop() {
+            for (_, inode) in dir.sorted_entries() {
+                match inode {
+                    Inode::Directory(dir) => dirs.push(dir),
+                    Inode::Leaf(id, _) => {
+                        if let LeafContent::Regular(file @ RegularFile::External(..)) = &tree.leaf(*id).content {
+                            self.repository.ensure_object(&self.bytes(file)?)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Writes configuration and manifest of an image down, as composefs-oci has them: what they need is what they name.
     fn describe(&self, image: &Image, streams: &[(String, Sha512HashValue)], id: &Sha512HashValue) -> Result<()> {
-        /// `OCI_MANIFEST_CONTENT_TYPE` of composefs-oci.
+        /// `OCI_CONFIG_CONTENT_TYPE` and `OCI_MANIFEST_CONTENT_TYPE` of composefs-oci.
+        const CONFIG: u64 = u64::from_le_bytes(*b"ociconfg");
         const MANIFEST: u64 = u64::from_le_bytes(*b"ocimanif");
-        let by_name = || streams.iter().map(|(name, stream)| (name.as_str().into(), stream.clone())).collect();
-        let boots = HashMap::from([(BOOT_IMAGE_REF_KEY.into(), id.clone())]);
-        let (config, stream) = write_config_raw(&self.repository, &image.config_json, by_name(), None, None, &boots)?;
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&image.config_json)));
+        let mut config = self.repository.create_stream(CONFIG)?;
+        for (name, stream) in streams {
+            config.add_named_stream_ref(name, stream);
+        }
+        config.add_named_stream_ref(BOOT_IMAGE_REF_KEY, id);
+        config.write_external(&image.config_json)?;
+        let config = config.done()?;
+        self.name(&format!("oci-config-{digest}"), &config)?;
         let mut manifest = self.repository.create_stream(MANIFEST)?;
-        manifest.add_named_stream_ref(&format!("config:{config}"), &stream);
+        manifest.add_named_stream_ref(&format!("config:{digest}"), &config);
         for (name, stream) in streams {
             manifest.add_named_stream_ref(name, stream);
         }
         manifest.write_external(&image.manifest_json)?;
         let digest = image.digest();
         let name: OciDigest = digest.parse()?;
-        self.repository.write_stream(manifest, &manifest_identifier(&name), None)?;
+        self.name(&manifest_identifier(&name), &manifest.done()?)?;
         tag_image(&self.repository, &name, &format!("localhost/bootc-{digest}"))
+    }
+
+    /// Gives a stream its name. Not through composefs, which syncs the whole file system of the build host first.
+    fn name(&self, name: &str, stream: &Sha512HashValue) -> Result<()> {
+        self.repository.symlink(format!("streams/{name}"), format!("objects/{}", stream.to_object_pathname()))
     }
 
     /// A file of the build host with the bytes of the image's file at `path`; nothing where there is none.
     pub fn file(&self, tree: &Tree, path: &Path) -> Result<Option<HostFile>> {
         let Some(found) = find(tree, path)? else { return Ok(None) };
-        Ok(Some(match found {
-            RegularFile::External(id, size) | RegularFile::ExternalNoVerity(id, size) => self.object(id, *size),
-            RegularFile::Inline(bytes) => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let name = format!("inline-{}-{name}", hex::encode(Sha256::digest(bytes)));
-                let path = self.path.with_file_name(name);
-                std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
-                HostFile { path, size: bytes.len() as u64 }
-            }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (id, size) = match found {
+            RegularFile::External(id, _) | RegularFile::ExternalNoVerity(id, _) => (id.to_hex(), found.file_size()),
+            RegularFile::Inline(bytes) => (hex::encode(Sha256::digest(bytes)), found.file_size()),
             RegularFile::Sparse(_) => bail!("{} is an empty sparse file", path.display()),
-        }))
+        };
+        let path = self.path.with_file_name(format!("file-{id:.64}-{name}"));
+        let write = || self.write(found, &mut File::create(&path)?);
+        write().with_context(|| format!("writing {}", path.display()))?;
+        Ok(Some(HostFile { path, size }))
     }
 
     /// The content of the image's file at `path`; nothing where there is none.
@@ -191,21 +266,49 @@ impl Store {
 
     /// The content of a file of an image.
     pub fn bytes(&self, file: &RegularFile<Sha512HashValue>) -> Result<Vec<u8>> {
-        match file {
-            RegularFile::Inline(bytes) => Ok(bytes.to_vec()),
-            RegularFile::External(id, size) | RegularFile::ExternalNoVerity(id, size) => {
-                let mut bytes = vec![];
-                std::fs::File::open(self.object(id, *size).path)?.take(*size).read_to_end(&mut bytes)?;
-                Ok(bytes)
-            }
-            RegularFile::Sparse(size) => Ok(vec![0; usize::try_from(*size)?]),
-        }
+        let mut bytes = vec![];
+        self.write(file, &mut bytes)?;
+        Ok(bytes)
     }
 
-    /// An object, on the build host.
-    pub fn object(&self, id: &Sha512HashValue, size: u64) -> HostFile {
-        let hex = id.to_hex();
-        HostFile { path: self.path.join("objects").join(&hex[..2]).join(&hex[2..]), size }
+    fn write(&self, file: &RegularFile<Sha512HashValue>, to: &mut dyn Write) -> Result<()> {
+        match file {
+            RegularFile::Inline(bytes) => to.write_all(bytes)?,
+            RegularFile::External(id, _) | RegularFile::ExternalNoVerity(id, _) => pack::copy(&self.packed(id)?, to)?,
+            RegularFile::Sparse(size) => io::copy(&mut io::repeat(0).take(*size), to).map(drop)?,
+        }
+        Ok(())
+    }
+
+    /// The content of an object of a layer.
+    pub fn packed(&self, id: &Sha512HashValue) -> Result<Packed> {
+        let packs = self.packs.borrow();
+        Ok(packs.get(id).with_context(|| format!("no layer has the object {}", id.to_hex()))?.clone())
+    }
+
+    /// All objects of the layers, and their paths in the repository.
+    pub fn objects(&self) -> Vec<(PathBuf, Packed)> {
+        let path = |id: &Sha512HashValue| Path::new("objects").join(id.to_object_pathname());
+        self.packs.borrow().iter().map(|(id, packed)| (path(id), packed.clone())).collect()
+    }
+
+    /// Packs files of the build host, in order.
+    ///
+    /// # Errors
+    ///
+    /// Names the file that cannot be read.
+    pub fn pack(&self, paths: &[PathBuf]) -> Result<Vec<Packed>> {
+        let mut pack = Writer::new(tempfile::tempfile_in(&self.path)?);
+        let mut add = |path: &PathBuf| -> Result<Sha512HashValue> {
+            let mut file = File::open(path)?;
+            let size = file.metadata()?.len();
+            pack.add(&mut file, size)
+        };
+        let ids = paths.iter().map(|path| add(path).with_context(|| format!("reading {}", path.display())));
+        let ids = ids.collect::<Result<Vec<_>>>()?;
+        let (file, places) = pack.finish()?;
+        self.packs.borrow_mut().insert(file, &places);
+        ids.iter().map(|id| self.packed(id)).collect()
     }
 }
 

@@ -5,7 +5,7 @@
 //! the next multiple of 65,536, the Merkle tree with the root level first; from the next block the descriptor; then
 //! zeros, with the descriptor's size as le32 in the last four bytes of that block.
 
-use std::io::Read;
+use std::convert::Infallible;
 
 use sha2::{Digest, Sha256, Sha512};
 
@@ -41,6 +41,14 @@ impl Algorithm {
         }
     }
 
+    /// The bytes of a hash.
+    fn length(self) -> usize {
+        match self {
+            Self::Sha256 => 32,
+            Self::Sha512 => 64,
+        }
+    }
+
     fn hash(self, data: &[u8]) -> Vec<u8> {
         match self {
             Self::Sha256 => Sha256::digest(data).to_vec(),
@@ -52,80 +60,136 @@ impl Algorithm {
 /// The fs-verity metadata of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// The Merkle tree, root level first, whole blocks. Empty for a file of one block or less.
-    pub tree: Vec<u8>,
-    /// The 256-byte descriptor, which ends in zeros.
-    pub descriptor: Vec<u8>,
+    /// What ext4 keeps behind the data, from [`metadata_offset`] on: whole blocks.
+    pub tail: Vec<u8>,
     /// The file's digest: the hash of the descriptor.
     pub digest: Vec<u8>,
-    /// The size of the data.
-    pub size: u64,
 }
 
 impl Metadata {
-    /// Reads `data` to its end and computes its metadata.
-    pub fn compute(data: &mut dyn Read, algorithm: Algorithm) -> std::io::Result<Self> {
-        let (leaves, size) = hash_blocks(data, algorithm)?;
-        let mut levels = vec![];
-        let mut hashes = leaves;
-        while hashes.len() > algorithm.hash(&[]).len() {
-            hashes.resize(hashes.len().next_multiple_of(BLOCK), 0);
-            let above = hashes.chunks(BLOCK).flat_map(|block| algorithm.hash(block)).collect();
-            levels.push(std::mem::replace(&mut hashes, above));
+    /// Of a file with these bytes.
+    pub fn compute(data: &[u8], algorithm: Algorithm) -> Self {
+        let mut tail = vec![];
+        let mut put = |block: u64, bytes: &[u8]| {
+            let at = usize::try_from(block).unwrap_or(usize::MAX).saturating_mul(BLOCK);
+            tail.resize(tail.len().max(at.saturating_add(BLOCK)), 0);
+            tail[at..at + BLOCK].copy_from_slice(bytes);
+            Ok::<_, Infallible>(())
+        };
+        let mut sealing = Sealing::new(data.len() as u64, algorithm);
+        let Ok(()) = data.chunks(BLOCK).try_for_each(|block| sealing.add(block, &mut put));
+        let Ok(digest) = sealing.finish(&mut put);
+        Self { tail, digest }
+    }
+}
+
+/// The metadata of a file whose bytes come one block after the other: what is kept in memory does not grow with the file.
+#[derive(Debug)]
+pub struct Sealing {
+    algorithm: Algorithm,
+    size: u64,
+    /// The levels of the Merkle tree, the one above the data first.
+    levels: Vec<Level>,
+    root: Vec<u8>,
+}
+
+/// A level: where its next block belongs, and what that has so far.
+#[derive(Debug)]
+struct Level {
+    next: u64,
+    hashes: Vec<u8>,
+}
+
+impl Sealing {
+    /// Of a file that will have `size` bytes.
+    pub fn new(size: u64, algorithm: Algorithm) -> Self {
+        let counts = levels(size, algorithm);
+        let below: Vec<u64> = (1..=counts.len()).map(|level| counts[level..].iter().sum()).collect();
+        let levels = below.into_iter().map(|next| Level { next, hashes: Vec::with_capacity(BLOCK) }).collect();
+        Self { algorithm, size, levels, root: vec![] }
+    }
+
+    /// Adds the next block, a whole one unless it is the last. Hands blocks of the metadata that are complete to `put`, each
+    /// with its number.
+    ///
+    /// # Errors
+    ///
+    /// Those of `put`.
+    pub fn add<E>(&mut self, block: &[u8], put: &mut impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        let hash = match block.len() {
+            BLOCK => self.algorithm.hash(block),
+            length => {
+                let mut padded = [0; BLOCK];
+                padded[..length].copy_from_slice(block);
+                self.algorithm.hash(&padded)
+            }
+        };
+        self.push(0, hash, put)
+    }
+
+    fn push<E>(
+        &mut self,
+        at: usize,
+        hash: Vec<u8>,
+        put: &mut impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(level) = self.levels.get_mut(at) else {
+            self.root = hash;
+            return Ok(());
+        };
+        level.hashes.extend(hash);
+        if level.hashes.len() == BLOCK { self.complete(at, put) } else { Ok(()) }
+    }
+
+    fn complete<E>(&mut self, at: usize, put: &mut impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        let level = &mut self.levels[at];
+        level.hashes.resize(BLOCK, 0);
+        put(level.next, &level.hashes)?;
+        level.next += 1;
+        let hash = self.algorithm.hash(&level.hashes);
+        level.hashes.clear();
+        self.push(at + 1, hash, put)
+    }
+
+    /// The digest, after the last block; `put` gets what is left.
+    ///
+    /// # Errors
+    ///
+    /// Those of `put`.
+    pub fn finish<E>(mut self, put: &mut impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<Vec<u8>, E> {
+        for at in 0..self.levels.len() {
+            if !self.levels[at].hashes.is_empty() {
+                self.complete(at, put)?;
+            }
         }
-        let tree = levels.into_iter().rev().flatten().collect();
-        let descriptor = descriptor(algorithm, size, &hashes);
-        Ok(Self { tree, digest: algorithm.hash(&descriptor), descriptor, size })
+        let descriptor = descriptor(self.algorithm, self.size, &self.root);
+        let mut last = descriptor.clone();
+        last.resize(BLOCK - 4, 0);
+        last.extend((DESCRIPTOR_SIZE as u32).to_le_bytes());
+        put(metadata_blocks(self.size, self.algorithm) - 1, &last)?;
+        Ok(self.algorithm.hash(&descriptor))
     }
+}
 
-    /// Where ext4 keeps the Merkle tree (or the descriptor of a file without one).
-    pub fn offset(&self) -> u64 {
-        metadata_offset(self.size)
+/// How many blocks each level of the Merkle tree has, the one above the data first; none for a file of one block or less.
+fn levels(size: u64, algorithm: Algorithm) -> Vec<u64> {
+    let hashes = (BLOCK / algorithm.length()) as u64;
+    let (mut counts, mut below) = (vec![], size.div_ceil(BLOCK as u64));
+    while below > 1 {
+        below = below.div_ceil(hashes);
+        counts.push(below);
     }
+    counts
+}
 
-    /// All that lies from [`Metadata::offset`] on: whole blocks.
-    pub fn tail(&self) -> Vec<u8> {
-        let mut tail = self.tree.clone();
-        tail.extend(&self.descriptor);
-        tail.resize(tail.len().next_multiple_of(BLOCK) - 4, 0);
-        tail.extend((DESCRIPTOR_SIZE as u32).to_le_bytes());
-        tail
-    }
+/// How many blocks the metadata of a file of `size` bytes have.
+pub fn metadata_blocks(size: u64, algorithm: Algorithm) -> u64 {
+    levels(size, algorithm).iter().sum::<u64>() + 1
 }
 
 /// Where ext4 keeps the metadata of a file of `size` bytes.
 pub fn metadata_offset(size: u64) -> u64 {
     size.next_multiple_of(METADATA_ALIGN)
-}
-
-/// The hashes of all blocks, the last one padded with zeros, and the number of bytes. No data, no hash.
-fn hash_blocks(data: &mut dyn Read, algorithm: Algorithm) -> std::io::Result<(Vec<u8>, u64)> {
-    let mut hashes = vec![];
-    let mut size = 0;
-    let mut buffer = vec![0; 64 * BLOCK];
-    loop {
-        let filled = fill(data, &mut buffer)?;
-        size += filled as u64;
-        let padded = filled.next_multiple_of(BLOCK);
-        buffer[filled..padded].fill(0);
-        hashes.extend(buffer[..padded].chunks(BLOCK).flat_map(|block| algorithm.hash(block)));
-        if filled < buffer.len() {
-            return Ok((hashes, size));
-        }
-    }
-}
-
-fn fill(data: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match data.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 /// `struct fsverity_descriptor`: version 1, no salt, no signature. The root hash of an empty file is all zeros.
@@ -146,14 +210,19 @@ mod tests {
 
     fn check(size: usize, tree_blocks: usize) {
         let data: Vec<u8> = (0..size).map(|i| (i * 31 % 251) as u8).collect();
-        let metadata = Metadata::compute(&mut data.as_slice(), Algorithm::Sha512).unwrap();
+        let metadata = Metadata::compute(&data, Algorithm::Sha512);
         let theirs: Sha512HashValue = compute_verity(&data);
         assert_eq!(hex::encode(&metadata.digest), composefs::fsverity::FsVerityHashValue::to_hex(&theirs), "{size}");
-        assert_eq!((metadata.size, metadata.tree.len() / BLOCK), (size as u64, tree_blocks), "{size}");
-        let tail = metadata.tail();
-        assert_eq!(tail.len(), (tree_blocks + 1) * BLOCK);
+        let tail = metadata.tail;
+        assert_eq!(tail.len(), (tree_blocks + 1) * BLOCK, "{size}");
+        assert_eq!(metadata_blocks(size as u64, Algorithm::Sha512), tree_blocks as u64 + 1, "{size}");
         assert_eq!(tail[tail.len() - 4..], [0, 1, 0, 0]);
-        let short = Metadata::compute(&mut data.as_slice(), Algorithm::Sha256).unwrap();
+        // The root level stands first, and its hash in the descriptor.
+        if tree_blocks > 0 {
+            let descriptor = &tail[tail.len() - BLOCK..];
+            assert_eq!(descriptor[16..80], Algorithm::Sha512.hash(&tail[..BLOCK])[..], "{size}");
+        }
+        let short = Metadata::compute(&data, Algorithm::Sha256);
         let theirs: Sha256HashValue = compute_verity(&data);
         assert_eq!(hex::encode(&short.digest), composefs::fsverity::FsVerityHashValue::to_hex(&theirs), "{size}");
     }

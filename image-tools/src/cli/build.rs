@@ -62,6 +62,10 @@ pub struct Build {
     /// The size of the disk in MiB
     #[arg(long, default_value_t = 4096)]
     size: u64,
+    /// Keep what layers become in this directory, and take from there what another build has kept. Several builds may share
+    /// it; anything in it may be removed at any time
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// More words for the kernel command line; with console=ttyS0, unless one of them is a console. UKIs bring their own
     #[arg(long)]
     options: Vec<String>,
@@ -81,7 +85,7 @@ impl Build {
     pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
         let (dry_run, json, request) = (self.dry_run, self.json, self.request()?);
         let scratch = if dry_run { workshop.anywhere() } else { workshop.beside(&request.output) };
-        let planned = build::plan(request, scratch?, workshop.runtime.clone())?;
+        let planned = build::plan(request, scratch?)?;
         match (dry_run, json) {
             (false, _) => writeln!(out, "{}", serde_json::to_string(&planned.write()?)?)?,
             (true, false) => write!(out, "{}", planned.plan)?,
@@ -125,6 +129,7 @@ impl Build {
             esp_size: self.esp_size.map(|mib| u64::from(mib) << 20),
             boot_size: self.boot_size.map(|mib| u64::from(mib) << 20),
             size: self.size << 20,
+            cache: self.cache,
             time: self.time,
         })
     }

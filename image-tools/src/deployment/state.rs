@@ -108,7 +108,7 @@ impl Copier<'_> {
             Some(first) => Content::HardLink(first.clone()),
             None => match &leaf.content {
                 LeafContent::Symlink(target) => Content::Link(target.into()),
-                LeafContent::Regular(RegularFile::External(id, size)) => Content::File(self.store.object(id, *size)),
+                LeafContent::Regular(RegularFile::External(id, _)) => Content::Packed(self.store.packed(id)?),
                 LeafContent::Regular(file) => Content::Bytes(self.store.bytes(file)?),
                 LeafContent::Fifo => Content::Fifo,
                 LeafContent::BlockDevice(number) => Content::Device(Device::Block, *number),

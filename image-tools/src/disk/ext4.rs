@@ -1,18 +1,14 @@
-//! An ext4 file system inside a disk image, by mke2fs and debugfs: with owners, modes, extended attributes and fs-verity,
-//! though neither root nor a mount is involved.
+//! An ext4 file system inside a disk image, with owners, modes, extended attributes and fs-verity, though neither root nor a
+//! mount is involved: mke2fs makes it, [`fill`](super::fill) puts large contents into it, e2fsck checks the result.
 
-use std::{fmt::Write as _, path::Path};
+use std::{fmt::Write as _, fs::File, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use uuid::Uuid;
 use xshell::{Cmd, Shell, cmd};
 
-use super::{Place, tar};
-use crate::{
-    node::{Content, Node},
-    plan::NoRoom,
-    program,
-};
+use super::{Place, fill::Marked, tar};
+use crate::{node::Node, plan::NoRoom, program};
 
 /// What mke2fs takes for granted (mke2fs.conf(5)), whatever the build host has: features that GRUB 2.06, e2fsprogs 1.46 and
 /// Linux 5.15 know. Not `orphan_file` and `metadata_csum_seed`.
@@ -62,7 +58,13 @@ fn image(place: Place<'_>) -> String {
 /// The programs of [`create`].
 pub fn programs(shell: &Shell, place: Place<'_>, uuid: Uuid) -> Vec<String> {
     let batch = Path::new("BATCH");
-    [mke2fs(shell, place, uuid), debugfs(shell, place, batch), e2fsck(shell, place)].map(|cmd| cmd.to_string()).into()
+    let has_attributes = place.partition.nodes.iter().any(|node| !node.meta.xattrs.is_empty());
+    let programs = [
+        Some(mke2fs(shell, place, uuid)),
+        has_attributes.then(|| debugfs(shell, place, batch)),
+        Some(e2fsck(shell, place)),
+    ];
+    programs.into_iter().flatten().map(|cmd| cmd.to_string()).collect()
 }
 
 /// Makes the file system, and checks it.
@@ -72,22 +74,31 @@ pub fn programs(shell: &Shell, place: Place<'_>, uuid: Uuid) -> Vec<String> {
 /// When its files do not fit, and those of the programs.
 pub fn create(place: Place<'_>, uuid: Uuid, time: u64) -> Result<()> {
     let (shell, label) = (program::shell()?, place.partition.purpose.name());
-    let nodes = tar::sealed(&place.partition.nodes)?;
+    let nodes = &place.partition.nodes;
+    let marked = Marked::of(nodes);
     shell.set_var("E2FSPROGS_FAKE_TIME", time.to_string());
     let scratch = tempfile::tempdir()?;
     let config = scratch.path().join("mke2fs.conf");
     std::fs::write(&config, CONFIG)?;
     shell.set_var("MKE2FS_CONFIG", config);
-    program::feed(mke2fs(&shell, place, uuid), |stdin| tar::write(&nodes, stdin))
+    program::feed(mke2fs(&shell, place, uuid), |stdin| tar::write(nodes, marked, stdin))
         .map_err(|error| too_small(place, error))
         .with_context(|| format!("making the {label} file system"))?;
-    let batch = scratch.path().join("batch");
-    std::fs::write(&batch, commands(&place.partition.nodes, scratch.path())?)?;
-    let said = program::output(debugfs(&shell, place, &batch)).context("sealing the root file system")?;
-    // It exits with 0 whatever happens, and complains on stderr, after its name and version.
-    let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    let complaints: Vec<_> = said.lines().filter(|line| !line.starts_with("debugfs 1.")).collect();
-    ensure!(complaints.is_empty(), "sealing the root file system: debugfs failed: {}", complaints.join("; "));
+    let disk = File::options().read(true).write(true).open(place.disk);
+    let disk = disk.with_context(|| format!("opening {}", place.disk.display()))?;
+    let is_filled = marked.fill(&disk, place.partition.start);
+    let is_filled = is_filled.with_context(|| format!("filling the {label} file system"))?;
+    ensure!(is_filled, NoRoom::full(place.partition));
+    let batch = commands(nodes, scratch.path())?;
+    if !batch.is_empty() {
+        let file = scratch.path().join("batch");
+        std::fs::write(&file, batch)?;
+        let said = program::output(debugfs(&shell, place, &file)).context("setting extended attributes")?;
+        // It exits with 0 whatever happens, and complains on stderr, after its name and version.
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        let complaints: Vec<_> = said.lines().filter(|line| !line.starts_with("debugfs 1.")).collect();
+        ensure!(complaints.is_empty(), "setting extended attributes: debugfs failed: {}", complaints.join("; "));
+    }
     program::run(e2fsck(&shell, place)).with_context(|| format!("checking the {label} file system"))?;
     Ok(())
 }
@@ -98,17 +109,11 @@ fn too_small(place: Place<'_>, error: anyhow::Error) -> anyhow::Error {
     if is_full { NoRoom::full(place.partition).into() } else { error }
 }
 
-/// The commands for debugfs(8) that give sealed files their size and flag, and nodes their extended attributes. Values
-/// are written to files below `scratch`.
+/// The commands for debugfs(8) that give nodes their extended attributes. Values are written to files below `scratch`.
 fn commands(nodes: &[Node], scratch: &Path) -> Result<String> {
     let mut batch = String::new();
     let mut values = 0;
     for node in nodes {
-        if let Content::Sealed(file) = &node.content {
-            let path = quoted(&node.path)?;
-            // VERITY | EXTENTS
-            writeln!(batch, "sif {path} size {}\nsif {path} flags 0x180000", file.size)?;
-        }
         for (key, value) in &node.meta.xattrs {
             values += 1;
             let path = quoted(&node.path)?;

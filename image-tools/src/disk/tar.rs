@@ -1,5 +1,4 @@
-//! The nodes of a file system as the tar archive that `mke2fs -d -` reads: a sealed file is followed by its fs-verity
-//! metadata, behind a hole.
+//! The nodes of a file system as the tar archive that `mke2fs -d -` reads.
 
 use std::{
     fs::File,
@@ -8,78 +7,50 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, ensure};
-use rayon::prelude::*;
+use anyhow::{Context, Result};
 
-use crate::{
-    node::{Content, Device, Node},
-    verity::{Algorithm, Metadata},
-};
+use super::fill::Marked;
+use crate::node::{Content, Device, Node};
 
-/// A node, with its fs-verity metadata where it is sealed.
-#[derive(Debug)]
-pub struct Sealed<'a> {
-    node: &'a Node,
-    metadata: Option<Metadata>,
-}
-
-/// Computes the metadata of all nodes.
-pub fn sealed(nodes: &[Node]) -> Result<Vec<Sealed<'_>>> {
-    let seal = |node| Ok(Sealed { node, metadata: metadata(node)? });
-    nodes.par_iter().map(seal).collect()
-}
-
-fn metadata(node: &Node) -> Result<Option<Metadata>> {
-    let Content::Sealed(file) = &node.content else { return Ok(None) };
-    let compute = || Metadata::compute(&mut File::open(&file.path)?, Algorithm::Sha512);
-    let metadata = compute().with_context(|| format!("reading {}", file.path.display()))?;
-    ensure!(metadata.size == file.size, "{} has changed while it was read", file.path.display());
-    Ok(Some(metadata))
-}
-
-/// Writes the archive.
-pub fn write(nodes: &[Sealed<'_>], out: &mut dyn Write) -> Result<()> {
+/// Writes the archive. Files that are filled later are empty, and marked.
+pub fn write(nodes: &[Node], marked: Marked<'_>, out: &mut dyn Write) -> Result<()> {
     let mut archive = tar::Builder::new(out);
-    for node in nodes {
-        append(&mut archive, node).with_context(|| format!("adding {}", node.node.path.display()))?;
+    for (number, node) in nodes.iter().enumerate() {
+        let owner = match Marked::is_marked(node) {
+            true => (number as u64, marked.group.into()),
+            false => (node.meta.uid.into(), node.meta.gid.into()),
+        };
+        append(&mut archive, node, owner).with_context(|| format!("adding {}", node.path.display()))?;
     }
     archive.finish().context("finishing the archive")
 }
 
-fn append(archive: &mut tar::Builder<&mut dyn Write>, Sealed { node, metadata }: &Sealed<'_>) -> Result<()> {
+fn append(archive: &mut tar::Builder<&mut dyn Write>, node: &Node, (uid, gid): (u64, u64)) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(node.meta.mode);
-    header.set_uid(node.meta.uid.into());
-    header.set_gid(node.meta.gid.into());
+    header.set_uid(uid);
+    header.set_gid(gid);
     header.set_mtime(node.meta.mtime);
-    header.set_size(node.size());
+    header.set_size(if Marked::is_marked(node) { 0 } else { node.size() });
     let open = |path: &Path| File::open(path).with_context(|| format!("opening {}", path.display()));
     let path = &node.path;
-    match (&node.content, metadata) {
-        (Content::Dir, _) => {
+    match &node.content {
+        Content::Dir => {
             header.set_entry_type(tar::EntryType::Directory);
             archive.append_data(&mut header, path, std::io::empty())?;
         }
-        (Content::Bytes(bytes), _) => archive.append_data(&mut header, path, &bytes[..])?,
-        (Content::Sealed(from), Some(metadata)) => {
-            let tail = metadata.tail();
-            let gap = metadata.offset() - metadata.size;
-            header.set_size(metadata.offset() + tail.len() as u64);
-            let data = open(&from.path)?.take(metadata.size).chain(std::io::repeat(0).take(gap)).chain(&tail[..]);
-            archive.append_data(&mut header, path, data)?;
-        }
-        (Content::File(from) | Content::Sealed(from), _) => {
-            archive.append_data(&mut header, path, open(&from.path)?)?;
-        }
-        (Content::Link(target), _) => {
+        Content::Bytes(bytes) => archive.append_data(&mut header, path, &bytes[..])?,
+        Content::Packed(_) | Content::Sealed(_) => archive.append_data(&mut header, path, std::io::empty())?,
+        Content::File(from) => archive.append_data(&mut header, path, open(&from.path)?)?,
+        Content::Link(target) => {
             header.set_entry_type(tar::EntryType::Symlink);
             append_link(archive, header, path.as_os_str().as_bytes(), target.as_os_str().as_bytes())?;
         }
-        (Content::Fifo, _) => {
+        Content::Fifo => {
             header.set_entry_type(tar::EntryType::Fifo);
             archive.append_data(&mut header, path, std::io::empty())?;
         }
-        (Content::Device(kind, number), _) => {
+        Content::Device(kind, number) => {
             header.set_entry_type(match kind {
                 Device::Block => tar::EntryType::Block,
                 Device::Character => tar::EntryType::Char,
@@ -88,7 +59,7 @@ fn append(archive: &mut tar::Builder<&mut dyn Write>, Sealed { node, metadata }:
             header.set_device_minor(rustix::fs::minor(*number))?;
             archive.append_data(&mut header, path, std::io::empty())?;
         }
-        (Content::HardLink(target), _) => {
+        Content::HardLink(target) => {
             header.set_entry_type(tar::EntryType::Link);
             archive.append_link(&mut header, path, target)?;
         }

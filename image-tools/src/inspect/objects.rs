@@ -11,7 +11,7 @@ use finalize::{digest::DeploymentId, layout};
 use rayon::prelude::*;
 
 use super::ext4::{Ext4, Inode, Node};
-use crate::verity::{Algorithm, BLOCK, Metadata};
+use crate::verity::{Algorithm, BLOCK, Metadata, metadata_offset};
 
 const VERITY: u32 = 0x10_0000;
 
@@ -125,12 +125,12 @@ impl Reader<'_> {
             Some(digest) => Algorithm::of_hex(digest).context("its name is no digest")?,
             None => Algorithm::Sha512,
         };
-        let want = Metadata::compute(&mut &self.data()?[..], algorithm)?;
+        let want = Metadata::compute(&self.data()?, algorithm);
         if let Some(digest) = digest {
             ensure!(hex::encode(&want.digest) == digest, "its data has another digest");
         }
-        let tail = self.bytes(want.offset(), want.tail().len() as u64)?;
-        ensure!(tail == want.tail(), "its fs-verity metadata are not those of its data");
+        let tail = self.bytes(metadata_offset(self.inode.size), want.tail.len() as u64)?;
+        ensure!(tail == want.tail, "its fs-verity metadata are not those of its data");
         Ok(())
     }
 }

@@ -57,7 +57,7 @@ impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let letter = match &self.content {
             Content::Dir => 'd',
-            Content::Bytes(_) | Content::File(_) => 'f',
+            Content::Bytes(_) | Content::File(_) | Content::Packed(_) => 'f',
             Content::Sealed(_) => 'v',
             Content::Link(_) => 'l',
             Content::HardLink(_) => 'h',
@@ -71,7 +71,7 @@ impl fmt::Display for Node {
             Content::Dir | Content::Fifo => {}
             Content::Device(_, number) => write!(f, " {number:#x}")?,
             Content::Bytes(bytes) => write!(f, " {} bytes, sha256:{:.12}", bytes.len(), digest(bytes))?,
-            Content::File(file) | Content::Sealed(file) => write!(f, " {} bytes", file.size)?,
+            Content::File(_) | Content::Packed(_) | Content::Sealed(_) => write!(f, " {} bytes", self.size())?,
             Content::Link(target) | Content::HardLink(target) => write!(f, " -> {}", target.display())?,
         }
         let mut keys = self.meta.xattrs.iter().map(|(key, _)| String::from_utf8_lossy(key));
@@ -111,8 +111,8 @@ fn node(node: &Node) -> Value {
     let mut value = match &node.content {
         Content::Dir => json!({ "type": "directory" }),
         Content::Bytes(bytes) => json!({ "type": "file", "size": bytes.len(), "sha256": digest(bytes) }),
-        Content::File(file) => json!({ "type": "file", "size": file.size }),
-        Content::Sealed(file) => json!({ "type": "file", "size": file.size, "verity": true }),
+        Content::File(_) | Content::Packed(_) => json!({ "type": "file", "size": node.size() }),
+        Content::Sealed(_) => json!({ "type": "file", "size": node.size(), "verity": true }),
         Content::Link(target) => json!({ "type": "symlink", "target": target }),
         Content::HardLink(target) => json!({ "type": "hard link", "target": target }),
         Content::Fifo => json!({ "type": "fifo" }),

@@ -2,7 +2,6 @@
 //! a list of its entries. All in one reading.
 
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
     ffi::OsStr,
     io::{self, Read},
@@ -12,11 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use composefs::{
-    INLINE_CONTENT_MAX_V0,
-    fsverity::Sha512HashValue,
-    repository::Repository,
-    splitstream::SplitStreamWriter,
-    tree::{LeafContent, RegularFile, Stat},
+    INLINE_CONTENT_MAX_V0, fsverity::Sha512HashValue, repository::Repository, splitstream::SplitStreamWriter,
 };
 use composefs_oci::LAYER_CONTENT_TYPE;
 use tar_core::{
@@ -24,6 +19,10 @@ use tar_core::{
     parse::{ParseEvent, ParsedEntry, Parser},
 };
 
+use super::{
+    entry::{Digest, Entry, Item, Status},
+    pack::Writer,
+};
 use crate::oci::Corrupt;
 
 /// What of an entry is kept in memory at most, in bytes: the data of a file with holes, or what stands where nothing should.
@@ -32,39 +31,19 @@ const IN_MEMORY: u64 = 256 << 20;
 /// How large a file with holes may be, in bytes: its digest is computed over all of it.
 const WITH_HOLES: u64 = 1 << 30;
 
-/// An entry of a layer.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// Its path, as the archive has it.
-    pub path: Vec<u8>,
-    /// Owner, mode, time and extended attributes.
-    pub stat: Stat,
-    /// What it is.
-    pub item: Item,
-}
-
-/// What an entry is.
-#[derive(Debug, Clone)]
-pub enum Item {
-    /// A directory.
-    Directory,
-    /// Everything else that has an inode of its own.
-    Leaf(LeafContent<Sha512HashValue>),
-    /// One more name of the entry at this path.
-    Link(Vec<u8>),
-}
-
-/// Reads an archive into the repository; the digest of its split stream, and its entries in their order.
+/// Reads an archive: what is too large for an inode goes into `pack`, the rest into a split stream of the repository. The
+/// digest of that, and the entries in their order.
 ///
 /// # Errors
 ///
 /// Names the entry: cut off, of a type that an image cannot hold, or too large.
 pub fn import(
     repository: &Arc<Repository<Sha512HashValue>>,
+    pack: &mut Writer,
     archive: &mut dyn Read,
 ) -> Result<(Sha512HashValue, Vec<Entry>)> {
     let stream = repository.create_stream(LAYER_CONTENT_TYPE)?;
-    let mut import = Import { repository, archive, stream };
+    let mut import = Import { pack, archive, stream };
     let (mut parser, mut header, mut entries) = (parser(), vec![], vec![]);
     let mut need = HEADER_SIZE;
     while import.fill(&mut header, need)? {
@@ -102,7 +81,7 @@ pub fn import(
     Ok((import.stream.done()?, entries))
 }
 
-/// It passes over numbers that are none, for a time before 1970 is one to it; [`stat`] looks at all of them.
+/// It passes over numbers that are none, for a time before 1970 is one to it; [`status`] looks at all of them.
 fn parser() -> Parser {
     let mut parser = Parser::with_defaults();
     parser.set_ignore_pax_errors(true);
@@ -121,7 +100,7 @@ fn last(entries: &[Entry]) -> String {
 }
 
 struct Import<'a> {
-    repository: &'a Arc<Repository<Sha512HashValue>>,
+    pack: &'a mut Writer,
     archive: &'a mut dyn Read,
     stream: SplitStreamWriter<Sha512HashValue>,
 }
@@ -151,31 +130,28 @@ impl Import<'_> {
     }
 
     fn entry(&mut self, entry: &ParsedEntry<'_>) -> Result<Entry> {
-        let entry_of = |item| Ok(Entry { path: entry.path.to_vec(), stat: stat(entry)?, item });
+        let entry_of = |item| Ok(Entry { path: entry.path.to_vec(), status: status(entry)?, item });
         let is_file = matches!(entry.entry_type, EntryType::Regular | EntryType::Continuous);
         if is_file && entry.size > INLINE_CONTENT_MAX_V0 as u64 {
-            let file = RegularFile::External(self.object(entry.size)?, entry.size);
-            return entry_of(Item::Leaf(LeafContent::Regular(file)));
+            return entry_of(Item::Object(Digest(self.object(entry.size)?), entry.size));
         }
         let bytes = self.inline(entry.size)?;
         let link = entry.link_target.as_deref().unwrap_or_default();
         entry_of(match entry.entry_type {
             EntryType::Directory => Item::Directory,
             EntryType::Link => Item::Link(link.to_vec()),
-            EntryType::Symlink => Item::Leaf(LeafContent::Symlink(OsStr::from_bytes(link).into())),
-            EntryType::Char => Item::Leaf(LeafContent::CharacterDevice(device(entry)?)),
-            EntryType::Block => Item::Leaf(LeafContent::BlockDevice(device(entry)?)),
-            EntryType::Fifo => Item::Leaf(LeafContent::Fifo),
-            _ if is_file => Item::Leaf(LeafContent::Regular(RegularFile::Inline(bytes.into()))),
+            EntryType::Symlink => Item::Symlink(link.to_vec()),
+            EntryType::Char => Item::Character(device(entry)?),
+            EntryType::Block => Item::Block(device(entry)?),
+            EntryType::Fifo => Item::Fifo,
+            _ if is_file => Item::Inline(bytes),
             other => bail!(Corrupt(format!("it has the type {other:?}, which no image can hold"))),
         })
     }
 
     /// The next `size` bytes, as an object.
     fn object(&mut self, size: u64) -> Result<Sha512HashValue> {
-        let mut content = (&mut *self.archive).take(size);
-        let id = self.repository.ensure_object_from_reader(&mut content, size)?;
-        ensure!(content.limit() == 0, Corrupt("the archive ends in its content".to_owned()));
+        let id = self.pack.add(self.archive, size)?;
         self.stream.add_external_size(size);
         self.stream.write_reference(id.clone())?;
         self.exactly(size.next_multiple_of(HEADER_SIZE as u64) - size)?;
@@ -201,9 +177,7 @@ impl Import<'_> {
     /// A file with holes: its data follows, and lies where the map says. The data is in the stream, the file is an
     /// object without holes.
     fn sparse(&mut self, entry: &ParsedEntry<'_>, map: &[SparseEntry], real_size: u64) -> Result<Entry> {
-        let entry_of = |file| {
-            Ok(Entry { path: entry.path.to_vec(), stat: stat(entry)?, item: Item::Leaf(LeafContent::Regular(file)) })
-        };
+        let entry_of = |item| Ok(Entry { path: entry.path.to_vec(), status: status(entry)?, item });
         ensure!(
             real_size <= WITH_HOLES && entry.size <= IN_MEMORY,
             Corrupt(format!(
@@ -224,12 +198,12 @@ impl Import<'_> {
         if real_size <= INLINE_CONTENT_MAX_V0 as u64 {
             let mut bytes = vec![];
             content.read_to_end(&mut bytes)?;
-            return entry_of(RegularFile::Inline(bytes.into()));
+            return entry_of(Item::Inline(bytes));
         }
-        let id = self.repository.ensure_object_from_reader(content, real_size)?;
+        let id = self.pack.add(&mut content, real_size)?;
         // So that whoever collects garbage keeps it.
         self.stream.add_object_ref(&id);
-        entry_of(RegularFile::External(id, real_size))
+        entry_of(Item::Object(Digest(id), real_size))
     }
 }
 
@@ -262,21 +236,14 @@ fn device(entry: &ParsedEntry<'_>) -> Result<u64> {
     Ok(rustix::fs::makedev(major, minor))
 }
 
-fn stat(entry: &ParsedEntry<'_>) -> Result<Stat> {
+fn status(entry: &ParsedEntry<'_>) -> Result<Status> {
     let id = |id: u64| u32::try_from(id).ok().with_context(|| Corrupt(format!("the owner {id} is no owner on Linux")));
-    let xattr =
-        |(name, value): &(Cow<'_, [u8]>, Cow<'_, [u8]>)| (OsStr::from_bytes(name).into(), value.to_vec().into());
-    let xattrs: BTreeMap<_, _> = entry.xattrs.iter().map(xattr).collect();
     let time = entry.pax.map(numbers).transpose()?.flatten();
     let (seconds, nanoseconds) = time.unwrap_or((i64::try_from(entry.mtime).unwrap_or(i64::MAX), 0));
-    Ok(Stat {
-        st_mode: entry.mode & 0o7777,
-        st_uid: id(entry.uid)?,
-        st_gid: id(entry.gid)?,
-        st_mtim_sec: seconds,
-        st_mtim_nsec: nanoseconds,
-        xattrs,
-    })
+    // The last one of a name counts.
+    let xattrs: BTreeMap<_, _> = entry.xattrs.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+    let xattrs = xattrs.into_iter().collect();
+    Ok(Status { mode: entry.mode & 0o7777, uid: id(entry.uid)?, gid: id(entry.gid)?, seconds, nanoseconds, xattrs })
 }
 
 /// The modification time in an extended header (pax(1)), where it has one. Sizes and owners in it must be numbers.

@@ -21,7 +21,7 @@ use composefs::{
 
 use super::{
     Tree,
-    import::{Entry, Item},
+    entry::{Entry, Item},
     walk::{Place, Walked, components, dir, walk},
 };
 use crate::oci::Corrupt;
@@ -109,13 +109,13 @@ fn hide(tree: &mut Tree, path: &[u8], dirs: &HashSet<Vec<u8>>) -> Result<()> {
 fn place(tree: &mut Tree, entry: &Entry) -> Result<bool> {
     if name(&entry.path).is_empty() {
         ensure!(matches!(entry.item, Item::Directory), Corrupt("the root of the image is no directory".to_owned()));
-        tree.set_root_stat(entry.stat.clone());
+        tree.set_root_stat(entry.status.stat());
         return Ok(true);
     }
-    let inode = match &entry.item {
-        Item::Directory => Some(Inode::Directory(Directory::new(entry.stat.clone()).into())),
-        Item::Leaf(content) => Some(Inode::leaf(tree.push_leaf(entry.stat.clone(), content.clone()))),
-        Item::Link(target) => named(tree, target)?.map(Inode::leaf),
+    let inode = match (&entry.item, entry.item.leaf()) {
+        (_, Some(content)) => Some(Inode::leaf(tree.push_leaf(entry.status.stat(), content))),
+        (Item::Link(target), None) => named(tree, target)?.map(Inode::leaf),
+        (_, None) => Some(Inode::Directory(Directory::new(entry.status.stat()).into())),
     };
     let (dirs, name) = make_parents(tree, &entry.path)?;
     let dir = dir_mut(tree, &dirs)?;

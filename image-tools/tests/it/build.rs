@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -90,6 +90,24 @@ fn a_flipped_byte_is_found() {
     let wrong = report["wrong"].to_string();
     assert_eq!(code, Some(1));
     assert!(wrong.contains("composefs/objects/") && wrong.contains("another digest"), "{wrong}");
+}
+
+/// More pieces than an inode has room for, and more blocks than a group.
+#[test]
+fn a_large_file_is_sealed_and_its_holes_stay_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let piece = |number: u8| vec![if number.is_multiple_of(2) { number + 1 } else { 0 }; 1 << 20];
+    let mut files = system();
+    files.push(("usr/share/holes".to_owned(), (0..128).flat_map(piece).collect()));
+    files.push(("usr/share/whole".to_owned(), (0..140).flat_map(|_| piece(8)).collect()));
+    write(dir.path(), &files);
+    let disk = dir.path().join("disk");
+    let output = build(dir.path(), None, &disk, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (report, code) = inspect(&disk);
+    assert_eq!((&report["wrong"], code), (&serde_json::json!([]), Some(0)));
+    let mib = disk.metadata().unwrap().blocks() / 2048;
+    assert!((204..240).contains(&mib), "{mib} MiB");
 }
 
 #[test]

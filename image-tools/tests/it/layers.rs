@@ -28,8 +28,7 @@ fn pull(above: impl IntoIterator<Item = Vec<u8>>) -> Result<(Pulled, Store, temp
     let all: Vec<_> = std::iter::once(base).chain(above).map(Layer::plain).collect();
     index(dir.path(), &[image(dir.path(), &all, "amd64")]);
     let reference = format!("oci:{}", dir.path().display()).parse().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let store = Store::create(&dir.path().join("store"), runtime.handle().clone()).unwrap();
+    let store = Store::create(&dir.path().join("store")).unwrap();
     let pulled = Image::resolve(reference, None, dir.path()).and_then(|image| store.pull(&image));
     pulled.map(|pulled| (pulled, store, dir)).map_err(|error| format!("{error:#}"))
 }

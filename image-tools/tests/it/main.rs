@@ -5,6 +5,7 @@ mod asked;
 mod bad_input;
 mod boot_paths;
 mod build;
+mod cache;
 mod layers;
 mod layout;
 mod loaders;

@@ -101,9 +101,8 @@ impl Walk<'_> {
 }
 
 fn ours(layout: &Path, scratch: &Path) -> Result<Found, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let scratch = tempfile::tempdir_in(scratch).unwrap();
-    let store = Store::create(&scratch.path().join("store"), runtime.handle().clone()).unwrap();
+    let store = Store::create(&scratch.path().join("store")).unwrap();
     let reference = format!("oci:{}:latest", layout.display()).parse().unwrap();
     let pulled = Image::resolve(reference, None, scratch.path()).and_then(|image| store.pull(&image));
     let tree = pulled.map_err(|error| format!("{error:#}"))?.tree;
@@ -257,7 +256,7 @@ fn ids(layout: &Path) -> [String; 2] {
     let pulled = composefs_oci::pull(&repository, &name, None, PullOptions::default());
     let manifest = runtime.block_on(pulled).unwrap().manifest_digest;
     let theirs = generate_boot_image(&repository, &manifest, &OciTransformOptions::default()).unwrap();
-    let store = Store::create(&scratch.path().join("ours"), runtime.handle().clone()).unwrap();
+    let store = Store::create(&scratch.path().join("ours")).unwrap();
     let image = Image::resolve(name.parse().unwrap(), None, scratch.path()).unwrap();
     [theirs.to_hex(), store.pull(&image).unwrap().id.to_string()]
 }
