@@ -93,6 +93,19 @@ impl Metadata {
     }
 }
 
+/// How many bytes the metadata by SHA-512 of a file of `size` bytes take, in whole blocks of `block` bytes; none of a file that
+/// has none.
+pub fn metadata_size(size: Option<u64>, block: u64) -> u64 {
+    const HASHES: u64 = BLOCK as u64 / 64;
+    let Some(size) = size else { return 0 };
+    let (mut blocks, mut tree) = (size.div_ceil(BLOCK as u64), 0);
+    while blocks > 1 {
+        blocks = blocks.div_ceil(HASHES);
+        tree += blocks * BLOCK as u64;
+    }
+    (tree + DESCRIPTOR_SIZE as u64).next_multiple_of(block)
+}
+
 /// Where ext4 keeps the metadata of a file of `size` bytes.
 pub fn metadata_offset(size: u64) -> u64 {
     size.next_multiple_of(METADATA_ALIGN)
@@ -152,6 +165,7 @@ mod tests {
         assert_eq!((metadata.size, metadata.tree.len() / BLOCK), (size as u64, tree_blocks), "{size}");
         let tail = metadata.tail();
         assert_eq!(tail.len(), (tree_blocks + 1) * BLOCK);
+        assert_eq!(tail.len() as u64, metadata_size(Some(size as u64), BLOCK as u64));
         assert_eq!(tail[tail.len() - 4..], [0, 1, 0, 0]);
         let short = Metadata::compute(&mut data.as_slice(), Algorithm::Sha256).unwrap();
         let theirs: Sha256HashValue = compute_verity(&data);
