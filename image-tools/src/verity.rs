@@ -83,11 +83,11 @@ impl Metadata {
         metadata_offset(self.size)
     }
 
-    /// All that lies from [`Metadata::offset`] on: whole blocks.
-    pub fn tail(&self) -> Vec<u8> {
+    /// All that lies from [`Metadata::offset`] on, in a file system with blocks of `block` bytes: whole blocks.
+    pub fn tail(&self, block: usize) -> Vec<u8> {
         let mut tail = self.tree.clone();
         tail.extend(&self.descriptor);
-        tail.resize(tail.len().next_multiple_of(BLOCK) - 4, 0);
+        tail.resize((tail.len() + 4).next_multiple_of(block) - 4, 0);
         tail.extend((DESCRIPTOR_SIZE as u32).to_le_bytes());
         tail
     }
@@ -163,7 +163,7 @@ mod tests {
         let theirs: Sha512HashValue = compute_verity(&data);
         assert_eq!(hex::encode(&metadata.digest), composefs::fsverity::FsVerityHashValue::to_hex(&theirs), "{size}");
         assert_eq!((metadata.size, metadata.tree.len() / BLOCK), (size as u64, tree_blocks), "{size}");
-        let tail = metadata.tail();
+        let tail = metadata.tail(BLOCK);
         assert_eq!(tail.len(), (tree_blocks + 1) * BLOCK);
         assert_eq!(tail.len() as u64, metadata_size(Some(size as u64), BLOCK as u64));
         assert_eq!(tail[tail.len() - 4..], [0, 1, 0, 0]);

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::{
     node::{Content, Device, Node},
-    verity::{Algorithm, Metadata},
+    verity::{Algorithm, BLOCK, Metadata},
 };
 
 /// A node, with its fs-verity metadata where it is sealed.
@@ -62,7 +62,7 @@ fn append(archive: &mut tar::Builder<&mut dyn Write>, Sealed { node, metadata }:
         }
         (Content::Bytes(bytes), _) => archive.append_data(&mut header, path, &bytes[..])?,
         (Content::Sealed(from), Some(metadata)) => {
-            let tail = metadata.tail();
+            let tail = metadata.tail(BLOCK);
             let gap = metadata.offset() - metadata.size;
             header.set_size(metadata.offset() + tail.len() as u64);
             let data = open(&from.path)?.take(metadata.size).chain(std::io::repeat(0).take(gap)).chain(&tail[..]);
