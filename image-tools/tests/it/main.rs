@@ -13,4 +13,5 @@ mod oci;
 mod oracle;
 mod others;
 mod plan;
+mod same;
 mod vm;
