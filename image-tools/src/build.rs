@@ -46,8 +46,9 @@ pub struct Request {
     pub size: u64,
     /// Where layers are kept for the next time.
     pub cache: Option<PathBuf>,
-    /// The times of the file systems themselves, seconds since 1970.
-    pub time: u64,
+    /// The time of files that no image brings and of the file systems themselves, seconds since 1970; the newest image's
+    /// unless told.
+    pub time: Option<u64>,
 }
 
 /// The file system of a boot partition.
@@ -92,7 +93,7 @@ pub struct Planned {
     scratch: TempDir,
 }
 
-/// Decides what the disk of `request` will be; nothing is written but the repository, in `scratch`.
+/// Decides what the disk of `request` will be; nothing is written but the repository, in `scratch`, and the cache.
 ///
 /// # Errors
 ///
@@ -128,11 +129,15 @@ pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
         boot: name("boot file system"),
         esp: name("esp file system").as_fields().0,
     };
+    let created = [Some(&booted), staged.as_ref()].into_iter().flatten().map(|system| system.image.created);
+    let time = request.time.unwrap_or_else(|| created.max().unwrap_or(0));
     let deployments =
-        Deployments { store: &store, booted: &booted, staged: staged.as_ref(), choice: &request.choice, ids };
+        Deployments { store: &store, booted: &booted, staged: staged.as_ref(), choice: &request.choice, ids, time };
     let partitions = lay_out(request.size, wanted(&request, &deployments, &name)?)?;
     let programs = disk::programs(&partitions, request.format)?;
-    let Request { size, format, time, output, .. } = request;
+    let Request { size, format, output, .. } = request;
+    // To the programs that make file systems, zero would mean now.
+    let time = time.max(1);
     let staged = staged.map(|staged| staged.id);
     let plan = Plan { booted: booted.id, staged, size, uuid: name("disk"), format, time, partitions, programs };
     Ok(Planned { plan, output, root: ids.root, seed, scratch })

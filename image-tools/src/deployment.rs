@@ -34,8 +34,6 @@ pub struct Choice {
     pub options: Vec<String>,
     /// What the machine takes its updates from, `docker://…` say; a name of the machine's own unless told.
     pub target: Option<String>,
-    /// The modification time of files that no image brings.
-    pub mtime: u64,
 }
 
 /// Where boot is.
@@ -80,6 +78,8 @@ pub struct Deployments<'a> {
     pub choice: &'a Choice,
     /// What the file systems are called.
     pub ids: Ids,
+    /// The modification time of files that no image brings, seconds since 1970.
+    pub time: u64,
 }
 
 /// What each file system holds.
@@ -118,14 +118,14 @@ impl Deployments<'_> {
     }
 
     fn root(&self) -> Result<Vec<Node>> {
-        let mtime = self.choice.mtime;
-        let mut nodes = repository::nodes(self.store, self.choice)?;
+        let mtime = self.time;
+        let mut nodes = repository::nodes(self)?;
         let dirs = ["boot", "ostree", "state", layout::DEPLOYMENTS, "state/os", "state/os/default"];
         nodes.extend(dirs.map(|path| Node::dir(path, mtime)));
         nodes.push(Node::new("ostree/bootc", Meta::root(0o777, mtime), Content::Link("../composefs/bootc".into())));
         nodes.extend(state::var(self.store, self.booted)?);
         for system in self.each() {
-            nodes.extend(state::of(self.store, system, self.choice)?);
+            nodes.extend(state::of(self, system)?);
         }
         nodes.extend(self.staged.into_iter().flat_map(|staged| state::staged(staged, mtime)));
         Ok(nodes)

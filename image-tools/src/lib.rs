@@ -10,6 +10,7 @@ pub mod node;
 pub mod oci;
 pub mod plan;
 pub mod program;
+pub mod progress;
 pub mod seal;
 pub mod sparse;
 pub mod store;

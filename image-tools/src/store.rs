@@ -45,6 +45,7 @@ use self::{
 use crate::{
     node::{HostFile, Packed, PackedAt},
     oci::{Image, Layer},
+    progress::Progress,
 };
 
 /// The directories without which an image becomes no root file system: composefs copies the metadata of /usr to the root
@@ -128,8 +129,9 @@ impl Store {
     pub fn pull(&self, image: &Image) -> Result<Pulled> {
         let mut tree = Tree::new(Stat::uninitialized());
         let mut streams = vec![];
+        let progress = Progress::of_step(image.size());
         for layer in &image.layers {
-            let imported = self.import(image, layer)?;
+            let imported = self.import(image, layer, &progress)?;
             let digest = layer.descriptor.digest();
             layers::apply(&mut tree, &imported.entries).with_context(|| format!("applying the layer {digest}"))?;
             streams.push((layer.diff_id.clone(), imported.stream.clone()));
@@ -150,19 +152,21 @@ impl Store {
         Ok(Pulled { id: id.to_hex().parse()?, tree, labelled })
     }
 
-    fn import(&self, image: &Image, layer: &Layer) -> Result<Rc<Imported>> {
+    fn import(&self, image: &Image, layer: &Layer, progress: &Progress) -> Result<Rc<Imported>> {
         let key = format!("{} {}", layer.descriptor.digest(), layer.diff_id);
         if let Some(imported) = self.layers.borrow().get(&key) {
+            progress.add(layer.descriptor.size());
             return Ok(imported.clone());
         }
         let diff_id = &layer.diff_id;
         let cached = self.cache.as_ref().map(|cache| cache.load(diff_id)).transpose()?.flatten();
         let (stream, entries) = match cached {
             Some((file, places, read)) => {
+                progress.add(layer.descriptor.size());
                 self.packs.borrow_mut().insert(file, &places);
                 (self.repository.ensure_object(&read.stream)?, read.entries)
             }
-            None => self.read_layer(image, layer)?,
+            None => self.read_layer(image, layer, progress)?,
         };
         let name = layer_content_id(&diff_id.parse()?);
         self.name(&name, &stream)?;
@@ -172,13 +176,14 @@ impl Store {
     }
 
     /// Reads a layer into a pack, which the cache keeps.
-    fn read_layer(&self, image: &Image, layer: &Layer) -> Result<(Sha512HashValue, Vec<Entry>)> {
+    fn read_layer(&self, image: &Image, layer: &Layer, progress: &Progress) -> Result<(Sha512HashValue, Vec<Entry>)> {
         let file = match &self.cache {
             Some(cache) => cache.create()?,
             None => tempfile::tempfile_in(&self.path).context("creating a file beside the repository")?,
         };
         let mut pack = Writer::new(file);
-        let (stream, entries) = image.read(layer, |archive| import::import(&self.repository, &mut pack, archive))?;
+        let (stream, entries) =
+            image.read(layer, progress, |archive| import::import(&self.repository, &mut pack, archive))?;
         let (file, places) = pack.finish()?;
         let Some(cache) = &self.cache else {
             self.packs.borrow_mut().insert(file, &places);

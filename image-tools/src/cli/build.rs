@@ -66,11 +66,10 @@ pub struct Build {
     /// it; anything in it may be removed at any time
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// More words for the kernel command line; with console=ttyS0, unless one of them is a console. Not for UKIs, which
-    /// bring their own
+    /// More words for the kernel command line; with console=ttyS0, unless one of them is a console. UKIs bring their own
     #[arg(long)]
     options: Vec<String>,
-    /// The time of files that no image brings, seconds since 1970
+    /// The time of files that no image brings, seconds since 1970; when the newest image was created, unless told
     #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", hide_env_values = true)]
     time: Option<u64>,
     /// Print what the disk would be, and the programs that would make it; write nothing
@@ -105,9 +104,9 @@ impl Build {
             return Err(super::Cli::command().error(ErrorKind::ValueValidation, why));
         }
         if self.boot_type == BootType::Uki && !self.options.is_empty() {
-            tracing::warn!(
-                "--options is for entries, and passed over: a UKI brings its own command line, see image-tools seal"
-            );
+            let why =
+                "--options are words of entries: a UKI brings its own command line, which image-tools seal gives it";
+            return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why));
         }
         let choice = Choice {
             loader: self.bootloader,
@@ -116,7 +115,6 @@ impl Build {
             sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
             options: options(self.options),
             target: self.target_imgref,
-            mtime: self.time.unwrap_or(0),
         };
         Ok(Request {
             image: self.image,
@@ -132,8 +130,7 @@ impl Build {
             boot_size: self.boot_size.map(|mib| u64::from(mib) << 20),
             size: self.size << 20,
             cache: self.cache,
-            // Zero would mean now.
-            time: self.time.unwrap_or(1),
+            time: self.time,
         })
     }
 }

@@ -9,15 +9,12 @@ use anyhow::{Context, Result};
 use finalize::layout;
 use walkdir::WalkDir;
 
-use super::{Choice, Sealing};
-use crate::{
-    node::{Content, HostFile, Meta, Node, Packed},
-    store::Store,
-};
+use super::{Deployments, Sealing};
+use crate::node::{Content, HostFile, Meta, Node, Packed};
 
 /// All nodes of the repository. Sealed means every object, and `meta.json`.
-pub fn nodes(store: &Store, choice: &Choice) -> Result<Vec<Node>> {
-    let mtime = choice.mtime;
+pub fn nodes(of: &Deployments<'_>) -> Result<Vec<Node>> {
+    let (mtime, store) = (of.time, of.store);
     let at = |path: &Path| Path::new(layout::REPOSITORY).join(path);
     // By path, in whose order parents stand before their children.
     let mut nodes = BTreeMap::new();
@@ -27,14 +24,14 @@ pub fn nodes(store: &Store, choice: &Choice) -> Result<Vec<Node>> {
         let entry = entry.context("reading the repository")?;
         let relative = entry.path().strip_prefix(&store.path).context("reading the repository")?;
         let must_be_sealed = relative.starts_with("objects") || relative == Path::new("meta.json");
-        match choice.sealing {
+        match of.choice.sealing {
             Sealing::Sealed if must_be_sealed && entry.file_type().is_file() => {
                 to_be_sealed.push((at(relative), entry.path().to_owned()));
             }
             _ => drop(add(node(&entry, at(relative), mtime)?)),
         }
     }
-    let content = |packed: Packed| match choice.sealing {
+    let content = |packed: Packed| match of.choice.sealing {
         Sealing::Sealed => Content::Sealed(packed),
         Sealing::Unsealed => Content::Packed(packed),
     };

@@ -19,7 +19,7 @@ use finalize::{
     staged::{Marker, Origin},
 };
 
-use super::Choice;
+use super::Deployments;
 use crate::{
     node::{Content, Device, Meta, Node},
     store::{Store, Tree},
@@ -31,8 +31,8 @@ use crate::{
 /// # Errors
 ///
 /// When the image's /etc holds what an image cannot ship.
-pub fn of(store: &Store, system: &System, choice: &Choice) -> Result<Vec<Node>> {
-    let mtime = choice.mtime;
+pub fn of(all: &Deployments<'_>, system: &System) -> Result<Vec<Node>> {
+    let (choice, mtime) = (all.choice, all.time);
     let dir = PathBuf::from(layout::deployment(&system.id));
     let from = choice.target.clone().unwrap_or_else(|| local(system));
     let origin = Origin {
@@ -46,7 +46,7 @@ pub fn of(store: &Store, system: &System, choice: &Choice) -> Result<Vec<Node>> 
         Node::new(dir.join("var"), Meta::root(0o777, mtime), Content::Link(layout::VAR_LINK.into())),
         Node::file(dir.join(layout::origin(&system.id)), Content::Bytes(origin.to_string().into_bytes()), mtime),
     ];
-    nodes.extend(copy(store, system, "etc", &dir.join(layout::ETC))?);
+    nodes.extend(copy(all.store, system, "etc", &dir.join(layout::ETC))?);
     Ok(nodes)
 }
 

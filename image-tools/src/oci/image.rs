@@ -13,6 +13,7 @@ use super::{
     blob::Blobs,
     select::{self, Wanted},
 };
+use crate::progress::Progress;
 
 /// The types of layers, but for what is behind `+`, the compression, which is seen from the bytes.
 const LAYERS: [&str; 4] = [
@@ -34,6 +35,8 @@ pub struct Image {
     pub config_json: Vec<u8>,
     /// What machine it is for.
     pub arch: Arch,
+    /// When it was created, as its configuration says, in seconds since 1970; 0 where that says nothing, or a time before.
+    pub created: u64,
     /// The layers, the lowest one first.
     pub layers: Vec<Layer>,
     pub(super) blobs: Blobs,
@@ -80,7 +83,9 @@ impl Image {
         };
         let layers = layers.iter().zip(diff_ids).map(layer).collect::<Result<_>>()?;
         let arch = config.architecture().clone();
-        Ok(Self { reference, manifest_json, config_json, arch, layers, blobs, manifest, descriptor })
+        let created = config.created().as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
+        let created = created.and_then(|time| time.as_second().try_into().ok()).unwrap_or(0);
+        Ok(Self { reference, manifest_json, config_json, arch, created, layers, blobs, manifest, descriptor })
     }
 
     /// The digest of its manifest, `sha256:…`.
@@ -88,13 +93,25 @@ impl Image {
         self.descriptor.digest().to_string()
     }
 
+    /// The bytes of all its layers, as they are stored.
+    pub fn size(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.descriptor.size()).sum()
+    }
+
     /// Hands the archive of a layer to `each`, as [`Layer::read`].
     ///
     /// # Errors
     ///
     /// Those of [`Layer::read`], with the layer's digest.
-    pub fn read<T>(&self, layer: &Layer, each: impl FnOnce(&mut dyn std::io::Read) -> Result<T>) -> Result<T> {
-        layer.read(&self.blobs, each).with_context(|| format!("reading the layer {}", layer.descriptor.digest()))
+    pub fn read<T>(
+        &self,
+        layer: &Layer,
+        progress: &Progress,
+        each: impl FnOnce(&mut dyn std::io::Read) -> Result<T>,
+    ) -> Result<T> {
+        layer
+            .read(&self.blobs, progress, each)
+            .with_context(|| format!("reading the layer {}", layer.descriptor.digest()))
     }
 }
 

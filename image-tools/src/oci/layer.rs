@@ -18,6 +18,7 @@ use super::{
     Corrupt,
     blob::{Blob, Blobs},
 };
+use crate::progress::{Counted, Progress};
 
 /// How much is inflated at once, in bytes, and how many of that may wait.
 const CHUNK: usize = 1 << 18;
@@ -37,16 +38,22 @@ pub struct Layer {
 
 impl Layer {
     /// Hands the archive to `each`, while one thread reads and inflates the blob, and another hashes the archive. Whether the
-    /// blob is gzip, zstd or neither is seen from its first bytes, as the container engines do.
+    /// blob is gzip, zstd or neither is seen from its first bytes, as the container engines do. `progress` counts the bytes
+    /// of the blob.
     ///
     /// # Errors
     ///
     /// [`Corrupt`] when blob or archive are not what their digests say, whatever `each` made of them; else those of `each`.
-    pub fn read<T>(&self, blobs: &Blobs, each: impl FnOnce(&mut dyn Read) -> Result<T>) -> Result<T> {
+    pub fn read<T>(
+        &self,
+        blobs: &Blobs,
+        progress: &Progress,
+        each: impl FnOnce(&mut dyn Read) -> Result<T>,
+    ) -> Result<T> {
         let (blob, digest) = (blobs.open(&self.descriptor)?, self.descriptor.digest());
         let (found, diff_id) = thread::scope(|scope| {
             let [(sender, receiver), (to_be_hashed, hashed)] = [(); 2].map(|()| sync_channel(WAITING));
-            let inflating = scope.spawn(move || inflate(blob, &[to_be_hashed, sender]));
+            let inflating = scope.spawn(move || inflate(progress.count(blob), &[to_be_hashed, sender]));
             let hashing = scope.spawn(move || hash(&hashed));
             let mut archive = Archive { receiver, chunk: Chunk::default(), at: 0 };
             let found = each(&mut archive);
@@ -76,14 +83,14 @@ fn hash(archive: &Receiver<Chunk>) -> String {
     format!("sha256:{}", hex::encode(hasher.finalize()))
 }
 
-fn inflate(blob: Blob, to: &[SyncSender<Chunk>]) -> Result<()> {
+fn inflate(blob: Counted<'_, Blob>, to: &[SyncSender<Chunk>]) -> Result<()> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     let sent = send(&mut blob, to).context("inflating the blob");
-    blob.into_inner().finish()?;
+    blob.into_inner().into_inner().finish()?;
     sent
 }
 
-fn send(blob: &mut BufReader<Blob>, to: &[SyncSender<Chunk>]) -> io::Result<()> {
+fn send(blob: &mut impl BufRead, to: &[SyncSender<Chunk>]) -> io::Result<()> {
     let mut inflated: Box<dyn Read + '_> = match blob.fill_buf()? {
         [0x1f, 0x8b, ..] => Box::new(Gunzip { blob, inflate: Inflate::new(true, GZIP), has_ended: false }),
         // A frame, or one to be skipped (RFC 8878, 3.1).

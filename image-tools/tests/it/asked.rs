@@ -37,6 +37,26 @@ fn the_same_seed_makes_the_same_bytes_and_without_one_no_two_disks_are_the_same(
 }
 
 #[test]
+fn what_no_image_brings_is_as_old_as_the_newest_image_unless_told() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("layout"), &system());
+    for (more, time) in [(&[][..], 1_700_000_000), (&["--time", "1234567890"], 1_234_567_890), (&["--time", "0"], 0)] {
+        built(dir.path(), "disk", more);
+        let (ext4, _) = root(dir.path(), &dir.path().join("disk"));
+        assert_eq!(ext4.metadata("/state/deploy").unwrap().modified().seconds(), time);
+    }
+}
+
+#[test]
+fn words_for_entries_are_refused_where_there_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let output =
+        build(&dir.path().join("layout"), None, &dir.path().join("disk"), &["--boot-type", "uki", "--options", "x"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && said.contains("which image-tools seal gives it"), "{said}");
+}
+
+#[test]
 fn special_files_and_odd_names_are_carried_over() {
     let dir = tempfile::tempdir().unwrap();
     let layout = dir.path().join("layout");

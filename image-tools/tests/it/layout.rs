@@ -90,11 +90,14 @@ impl Layer {
     }
 }
 
+/// When all images here were created; in seconds, 1700000000.
+pub const CREATED: &str = "2023-11-14T23:13:20.5+01:00";
+
 /// Writes an image's blobs; the descriptor of its manifest.
 pub fn image(dir: &Path, layers: &[Layer], arch: &str) -> serde_json::Value {
     let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
     let config = serde_json::json!({
-        "architecture": arch, "os": "linux", "config": {},
+        "architecture": arch, "os": "linux", "config": {}, "created": CREATED,
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let layers: Vec<_> = layers.iter().map(|layer| descriptor(dir, &layer.kind, &layer.blob)).collect();

@@ -1,5 +1,5 @@
-//! Layers, against umoci(1), which unpacks them into a directory as the container engines do: random ones, and those of an
-//! image in `ORACLE_IMAGE`, where there is one (an OCI layout; umoci wants the tag `latest`).
+//! Layers, against umoci(1) and buildah(1), which is what podman makes of them: random ones, and those of an image in
+//! `ORACLE_IMAGE`, where there is one (an OCI layout; umoci wants the tag `latest`).
 //!
 //! One layer in a thousand differs: it leads through a link of a lower layer, and hides that link. umoci goes by the order in the
 //! archive; here whiteouts come first, whatever the order.
@@ -8,7 +8,7 @@
 //! and whiteouts look at lower layers only, so that a circle of links in their own layer does not concern them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     env, fs,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
@@ -111,13 +111,30 @@ fn ours(layout: &Path, scratch: &Path) -> Result<Found, String> {
     Ok(walk.found)
 }
 
-fn umocis(layout: &Path, scratch: &Path) -> Result<Found, String> {
-    let bundle = scratch.join("bundle");
-    _ = fs::remove_dir_all(&bundle);
-    let shell = program::shell().unwrap();
-    program::run(cmd!(shell, "umoci unpack --image {layout}:latest {bundle}")).map_err(|error| format!("{error:#}"))?;
-    let (top, mut found) = (bundle.join("rootfs"), Found::new());
-    for entry in walkdir::WalkDir::new(&top).min_depth(1).into_iter().map(Result::unwrap) {
+/// An engine makes a directory of a layout, in a directory of its own.
+type Engine = fn(layout: &Path, scratch: &Path) -> anyhow::Result<Found>;
+
+fn umoci(layout: &Path, scratch: &Path) -> anyhow::Result<Found> {
+    let (shell, bundle) = (program::shell()?, scratch.join("bundle"));
+    program::run(cmd!(shell, "umoci unpack --image {layout}:latest {bundle}"))?;
+    Ok(files(&bundle.join("rootfs")))
+}
+
+fn buildah(layout: &Path, scratch: &Path) -> anyhow::Result<Found> {
+    let (shell, root) = (program::shell()?, scratch.display());
+    let storage = &[format!("--root={root}/root"), format!("--runroot={root}/run"), "--storage-driver=vfs".to_owned()];
+    // It makes a name of the path, and not every path is one.
+    shell.change_dir(layout.parent().unwrap());
+    let layout = layout.file_name().unwrap();
+    program::run(cmd!(shell, "buildah {storage...} from --name it --quiet oci:{layout}:latest"))?;
+    let mounted = program::output(cmd!(shell, "buildah {storage...} mount it"))?;
+    Ok(files(Path::new(String::from_utf8(mounted.stdout)?.trim_end())))
+}
+
+/// All that is below `top`.
+fn files(top: &Path) -> Found {
+    let mut found = Found::new();
+    for entry in walkdir::WalkDir::new(top).min_depth(1).into_iter().map(Result::unwrap) {
         let (meta, path) = (entry.metadata().unwrap(), entry.path());
         let owned = format!("{:o} {}:{}", meta.mode() & 0o7777, meta.uid(), meta.gid());
         let timed = format!("{owned} {}", meta.mtime());
@@ -132,9 +149,9 @@ fn umocis(layout: &Path, scratch: &Path) -> Result<Found, String> {
             }
             _ => (format!("special {timed}"), meta.ino()),
         };
-        found.insert(path.strip_prefix(&top).unwrap().to_owned(), said);
+        found.insert(path.strip_prefix(top).unwrap().to_owned(), said);
     }
-    Ok(found)
+    found
 }
 
 /// Every path with what it is, and the first name of its inode. What is in /run belongs to no image.
@@ -150,41 +167,63 @@ fn named(found: Found) -> BTreeMap<PathBuf, String> {
     named.collect()
 }
 
-/// Where both trees differ; nothing where umoci refuses, for a reason that is decided here.
-fn compare(layout: &Path, scratch: &Path) -> Option<Vec<String>> {
-    let (ours, umocis) = match (ours(layout, scratch), umocis(layout, scratch)) {
-        (Ok(ours), Ok(umocis)) => (named(ours), named(umocis)),
+/// Where both trees differ; nothing where the engine refuses, for a reason that is decided here.
+fn compare(layout: &Path, engine: Engine) -> Option<Vec<String>> {
+    let scratch = tempfile::tempdir().unwrap();
+    let (ours, theirs) = match (ours(layout, scratch.path()), engine(layout, scratch.path())) {
+        (Ok(ours), Ok(theirs)) => (named(ours), named(theirs)),
         (Err(_), Err(_)) => return Some(vec![]),
         (Ok(_), Err(why)) => {
+            let why = format!("{why:#}");
             let decided = ["not a directory", "not permitted", "no such file", "too many levels of symbolic links"];
             return (!decided.iter().any(|words| why.contains(words))).then(|| vec![why]);
         }
         (Err(why), Ok(_)) => return Some(vec![format!("refused by us alone: {why}")]),
     };
-    let all: std::collections::BTreeSet<_> = ours.keys().chain(umocis.keys()).collect();
-    let differs = all.into_iter().filter(|path| ours.get(*path) != umocis.get(*path));
-    let said =
-        |path: &PathBuf| format!("{}: ours {:?}, umoci's {:?}", path.display(), ours.get(path), umocis.get(path));
+    let all: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    let differs = all.into_iter().filter(|path| ours.get(*path) != theirs.get(*path));
+    let said = |path: &PathBuf| format!("{}: ours {:?}, theirs {:?}", path.display(), ours.get(path), theirs.get(path));
     Some(differs.map(said).collect())
 }
 
 #[test]
 fn random_layers_are_what_umoci_makes_of_them() {
+    random(umoci, 100, |_| {});
+}
+
+#[test]
+fn random_layers_are_what_buildah_makes_of_them() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("SKIPPED: buildah mounts for root alone");
+    }
+    random(buildah, 20, |layer| {
+        // It takes no path twice, and an opaque marker makes the directory in which it stands.
+        let mut paths = BTreeSet::new();
+        layer.retain(|(header, _)| {
+            let path = header.path().unwrap().into_owned();
+            let is_made = !path.ends_with(".wh..wh..opq") || paths.contains(path.parent().unwrap());
+            is_made && paths.insert(path)
+        });
+    });
+}
+
+fn random(engine: Engine, rounds: u64, suit: fn(&mut Vec<(tar::Header, Vec<u8>)>)) {
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
     let seed = number("ORACLE_SEED").unwrap_or(SEED);
     let (dir, mut rng) = (tempfile::tempdir().unwrap(), fastrand::Rng::with_seed(seed));
     let layout = dir.path().join("layout");
     let (mut same, mut refused) = (0, 0);
-    for round in 0..number("ORACLE_ROUNDS").unwrap_or(100) {
+    for round in 0..number("ORACLE_ROUNDS").unwrap_or(rounds) {
         _ = fs::remove_dir_all(&layout);
-        let above: Vec<_> = (0..rng.usize(1..4)).map(|_| layer(&mut rng)).collect();
+        let mut above: Vec<_> = (0..rng.usize(1..4)).map(|_| layer(&mut rng)).collect();
+        above.iter_mut().for_each(suit);
         let base = archive(&entries(&system()));
         let all = std::iter::once(base).chain(above.iter().map(|layer| archive(layer)));
         let all: Vec<_> = all.map(Layer::plain).collect();
         let mut manifest = image(&layout, &all, "amd64");
         manifest["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": "latest" });
         index(&layout, &[manifest]);
-        match compare(&layout, dir.path()) {
+        match compare(&layout, engine) {
             Some(differs) => {
                 assert!(differs.is_empty(), "ORACLE_SEED={seed}, round {round}: {differs:#?}\n{}", listed(&above));
                 same += 1;
@@ -192,7 +231,7 @@ fn random_layers_are_what_umoci_makes_of_them() {
             None => refused += 1,
         }
     }
-    println!("ORACLE_SEED={seed}: {same} the same, {refused} that umoci refuses");
+    println!("ORACLE_SEED={seed}: {same} the same, {refused} that the engine refuses");
     assert!(same > refused);
 }
 
@@ -248,10 +287,11 @@ fn the_id_is_the_one_that_composefs_computes() {
 
 #[test]
 #[ignore = "needs an image in ORACLE_IMAGE, which hack/test has"]
-fn an_image_is_what_umoci_makes_of_it() {
+fn an_image_is_what_engines_make_of_it() {
     let layout = env::var("ORACLE_IMAGE").unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    assert_eq!(compare(Path::new(&layout), dir.path()), Some(vec![]));
+    for engine in [umoci, buildah] {
+        assert_eq!(compare(Path::new(&layout), engine), Some(vec![]));
+    }
     let [theirs, ours] = ids(Path::new(&layout));
     assert_eq!(ours, theirs);
 }
