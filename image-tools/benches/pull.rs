@@ -67,8 +67,8 @@ fn theirs(layout: &Path, scratch: &Path) -> PathBuf {
     config.erofs_formats = FormatConfig::single(FormatVersion::V2);
     let (repository, _) = Repository::init_path(CWD, &path, config).unwrap();
     let repository: Arc<Repository<Sha512HashValue>> = Arc::new(repository);
-    let pulled = composefs_oci::pull(&repository, &name(layout), None, PullOptions::default());
-    let pulled = runtime.block_on(pulled).unwrap();
+    let name = name(layout);
+    let pulled = runtime.block_on(composefs_oci::pull(&repository, &name, None, PullOptions::default())).unwrap();
     generate_boot_image(&repository, &pulled.manifest_digest, &OciTransformOptions::default()).unwrap();
     path
 }
