@@ -1,6 +1,7 @@
 //! System calls, one operation a file. Everything that changes a disk is here, so that a test can stop the program
 //! before the n-th change (see [`fault`]), and nothing above needs `unsafe`.
 
+pub mod fat;
 pub(crate) mod fault;
 pub(crate) mod file;
 pub mod flags;

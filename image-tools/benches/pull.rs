@@ -68,7 +68,8 @@ fn theirs(layout: &Path, scratch: &Path) -> PathBuf {
     let (repository, _) = Repository::init_path(CWD, &path, config).unwrap();
     let repository: Arc<Repository<Sha512HashValue>> = Arc::new(repository);
     let name = name(layout);
-    let pulled = runtime.block_on(composefs_oci::pull(&repository, &name, None, PullOptions::default())).unwrap();
+    let pulled = composefs_oci::pull(&repository, &name, None, PullOptions::default());
+    let pulled = runtime.block_on(pulled).unwrap();
     generate_boot_image(&repository, &pulled.manifest_digest, &OciTransformOptions::default()).unwrap();
     path
 }

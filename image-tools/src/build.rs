@@ -9,11 +9,15 @@ use tracing::info_span;
 use uuid::Uuid;
 
 use crate::{
-    deployment::{Boot, Choice, Deployments, Ids, Sealing},
+    deployment::{Choice, Deployments, Ids, Sealing},
     disk,
+    node::Node,
     oci::{Arch, Image, Reference},
-    plan::{FileSystem, Format, Plan, Purpose, Wanted, lay_out, roomy},
-    store::{Cache, Store},
+    plan::{
+        FileSystem, Format, Plan, Purpose, Wanted, disk_size, lay_out,
+        size::{Later, Load},
+    },
+    store::{Cache, Store, objects as objects_of},
     system::{Boots, CannotBoot, System},
 };
 
@@ -42,8 +46,8 @@ pub struct Request {
     pub esp_size: Option<u64>,
     /// The size of a boot partition in bytes; the same.
     pub boot_size: Option<u64>,
-    /// The size of the disk in bytes.
-    pub size: u64,
+    /// The size of the disk in bytes; as its partitions need it unless told.
+    pub size: Option<u64>,
     /// Where layers are kept for the next time.
     pub cache: Option<PathBuf>,
     /// The time of files that no image brings and of the file systems themselves, seconds since 1970; the newest image's
@@ -93,7 +97,7 @@ pub struct Planned {
     scratch: TempDir,
 }
 
-/// Decides what the disk of `request` will be; nothing is written but the repository, in `scratch`, and the cache.
+/// Decides what the disk of `request` will be; nothing is written but the repository, in `scratch`.
 ///
 /// # Errors
 ///
@@ -133,40 +137,66 @@ pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
     let time = request.time.unwrap_or_else(|| created.max().unwrap_or(0));
     let deployments =
         Deployments { store: &store, booted: &booted, staged: staged.as_ref(), choice: &request.choice, ids, time };
-    let partitions = lay_out(request.size, wanted(&request, &deployments, &name)?)?;
+    let wanted = wanted(&request, &deployments, &name)?;
+    wanted.iter().flat_map(|partition| &partition.nodes).try_for_each(has_a_name)?;
+    let partitions = lay_out(request.size, wanted)?;
     let programs = disk::programs(&partitions, request.format)?;
-    let Request { size, format, output, .. } = request;
+    let Request { format, output, .. } = request;
     // To the programs that make file systems, zero would mean now.
     let time = time.max(1);
+    let size = request.size.unwrap_or_else(|| disk_size(&partitions));
     let staged = staged.map(|staged| staged.id);
     let plan = Plan { booted: booted.id, staged, size, uuid: name("disk"), format, time, partitions, programs };
     Ok(Planned { plan, output, root: ids.root, seed, scratch })
 }
 
+/// FAT, ext4 and XFS have names of at most 255 bytes, or characters, which are fewer.
+fn has_a_name(node: &Node) -> Result<()> {
+    let length = node.path.file_name().map_or(0, std::ffi::OsStr::len);
+    let name = node.path.display();
+    let why = || {
+        format!(
+            "the name {name} has more than 255 bytes: shorten ID or VERSION_ID in os-release, if it is made of these"
+        )
+    };
+    ensure!(length <= 255, CannotBoot(why()));
+    Ok(())
+}
+
 /// The partitions, in order.
 fn wanted(request: &Request, of: &Deployments<'_>, name: &dyn Fn(&str) -> Uuid) -> Result<Vec<Wanted>> {
     let files = of.describe()?;
-    let partition = |purpose: Purpose, size, file_system, nodes| {
+    let now = if of.staged.is_some() { 2 } else { 1 };
+    let systems = || [Some(of.booted), of.staged].into_iter().flatten();
+    let partition = |purpose: Purpose, size, file_system, nodes: Vec<Node>| {
+        // What a deployment brings is called by its name; the objects are not.
+        let objects = |system| if purpose == Purpose::Root { objects(system) } else { Load::default() };
+        let each = systems().map(|system| Load::named(&nodes, system.id.as_str()) + objects(system));
+        let later = Later::after(now, each.max_by_key(|load| load.bytes).unwrap_or_default());
         let uuid = name(purpose.name());
-        Wanted { purpose, uuid, size, file_system, nodes }
+        Wanted { purpose, uuid, size, file_system, nodes, later }
     };
-    let deployments = if of.staged.is_some() { 2 } else { 1 };
-    let esp = request.esp_size.unwrap_or_else(|| roomy(&files.esp, deployments));
-    let mut wanted = vec![partition(Purpose::Esp, Some(esp), FileSystem::Fat(of.ids.esp), files.esp.clone())];
+    let mut wanted = vec![partition(Purpose::Esp, request.esp_size, FileSystem::Fat(of.ids.esp), files.esp.clone())];
     if request.esps == Esps::Mirrored {
         let serial = name("esp mirror file system").as_fields().0;
-        wanted.push(partition(Purpose::EspMirror, Some(esp), FileSystem::Fat(serial), files.esp));
+        wanted.push(partition(Purpose::EspMirror, request.esp_size, FileSystem::Fat(serial), files.esp));
     }
-    if let (Boot::Partition, Some(nodes)) = (request.choice.boot, files.boot) {
+    if let Some(nodes) = files.boot {
         let file_system = match request.boot {
             BootFs::Ext4 => FileSystem::Ext4(of.ids.boot),
             BootFs::Xfs => FileSystem::Xfs(of.ids.boot),
         };
-        let size = request.boot_size.unwrap_or_else(|| roomy(&nodes, deployments));
-        wanted.push(partition(Purpose::Boot, Some(size), file_system, nodes));
+        wanted.push(partition(Purpose::Boot, request.boot_size, file_system, nodes));
     }
     wanted.push(partition(Purpose::Root, None, FileSystem::Ext4(of.ids.root), files.root));
     Ok(wanted)
+}
+
+/// What a system brings into the repository, if it shares nothing: its objects, and a sixteenth of that for its EROFS image and
+/// what says how its layers are made of objects.
+fn objects(system: &System) -> Load {
+    let load = Load::sealed(objects_of(&system.tree).into_values());
+    Load { bytes: load.bytes + load.bytes / 16, nodes: load.nodes + 16 }
 }
 
 impl Planned {

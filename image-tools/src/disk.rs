@@ -3,16 +3,19 @@
 pub mod esp;
 pub mod ext4;
 mod fill;
+mod identity;
 mod table;
 mod tar;
 mod volume;
 pub mod xfs;
+mod xfs_times;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 use tracing::info_span;
+use uuid::Uuid;
 use xshell::{Cmd, Shell, cmd};
 
 use crate::{
@@ -25,6 +28,8 @@ use crate::{
 pub struct Disk {
     path: PathBuf,
     format: Format,
+    /// The identifier of its partition table.
+    uuid: Uuid,
 }
 
 /// What the writer of a partition is told.
@@ -45,10 +50,10 @@ pub fn write(plan: Plan, path: &Path) -> Result<Disk> {
         match partition.file_system {
             FileSystem::Fat(serial) => esp::create(place, serial, plan.time),
             FileSystem::Ext4(uuid) => ext4::create(place, uuid, plan.time),
-            FileSystem::Xfs(uuid) => xfs::create(place, uuid),
+            FileSystem::Xfs(uuid) => xfs::create(place, uuid, plan.time),
         }
     })?;
-    Ok(Disk { path: path.to_owned(), format: plan.format })
+    Ok(Disk { path: path.to_owned(), format: plan.format, uuid: plan.uuid })
 }
 
 impl Disk {
@@ -60,6 +65,7 @@ impl Disk {
             finished = self.path.with_extension(self.format.name());
             let shell = program::shell()?;
             program::run(conversion(&shell, self.format, &self.path, &finished))?;
+            identity::settle(&finished, self.format, self.uuid)?;
         }
         std::fs::rename(&finished, output).with_context(|| format!("writing {}", output.display()))
     }
@@ -80,7 +86,7 @@ pub fn programs(partitions: &[Partition], format: Format) -> Result<Vec<String>>
         programs.extend(match partition.file_system {
             FileSystem::Fat(serial) => esp::programs(&shell, place, serial),
             FileSystem::Ext4(uuid) => ext4::programs(&shell, place, uuid),
-            FileSystem::Xfs(uuid) => vec![xfs::mkfs(&shell, place, uuid).to_string()],
+            FileSystem::Xfs(uuid) => xfs::programs(&shell, place, uuid),
         });
     }
     if format != Format::Raw {

@@ -123,6 +123,11 @@ impl Node {
         Self::new(path, Meta::root(0o644, mtime), content)
     }
 
+    /// The bytes of what is sealed; nothing where nothing is.
+    pub fn sealed_size(&self) -> Option<u64> {
+        if let Content::Sealed(file) = &self.content { Some(file.place.size) } else { None }
+    }
+
     /// The bytes of its content.
     pub fn size(&self) -> u64 {
         match &self.content {

@@ -2,24 +2,18 @@
 //! will make it. Nothing is written before there is a plan.
 
 mod print;
+pub mod size;
 
 use finalize::digest::DeploymentId;
 use uuid::Uuid;
 
+use self::size::{Later, Room};
 use crate::node::Node;
 
 const MIB: u64 = 1 << 20;
 
 /// The bytes that a disk has beside its partitions: 1 MiB at either end.
 const OVERHEAD: u64 = 2 * MIB;
-
-/// The size of the ESP, and of a boot partition, in bytes, where no more is needed.
-const USUAL: u64 = 512 << 20;
-
-/// What file systems of their size need for themselves, in bytes.
-const SPARE: u64 = 64 << 20;
-
-const LARGER: &str = "choose a larger --size";
 
 /// A disk.
 #[derive(Debug)]
@@ -53,6 +47,8 @@ pub struct Partition {
     pub start: u64,
     /// Its size in bytes.
     pub size: u64,
+    /// What takes that up.
+    pub room: Room,
     /// What is made in it.
     pub file_system: FileSystem,
     /// What that holds.
@@ -66,12 +62,14 @@ pub struct Wanted {
     pub purpose: Purpose,
     /// Its identifier.
     pub uuid: Uuid,
-    /// Its size in bytes, a multiple of 1 MiB; all that is left where nothing is said.
+    /// The size that was asked for, in bytes, a multiple of 1 MiB.
     pub size: Option<u64>,
     /// What is made in it.
     pub file_system: FileSystem,
     /// What that holds.
     pub nodes: Vec<Node>,
+    /// What it must have room for besides.
+    pub later: Later,
 }
 
 /// What a partition is for; each has its type of the Discoverable Partitions Specification.
@@ -147,98 +145,79 @@ impl Format {
 
 /// Something is too small.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {what} of {has} MiB is too small{}: {needs} MiB are needed; {remedy}", if *what == "disk" { "" } else { " for its files" })]
-pub struct NoRoom {
-    what: &'static str,
-    has: u64,
-    needs: Needs,
-    remedy: &'static str,
-}
-
-/// How much is needed, in MiB.
-#[derive(Debug, PartialEq, Eq)]
-enum Needs {
-    /// This is enough.
-    Exactly(u64),
-    /// The files alone; the file system needs more.
-    MoreThan(u64),
-}
-
-impl std::fmt::Display for Needs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exactly(mib) => write!(f, "{mib}"),
-            Self::MoreThan(mib) => write!(f, "more than {mib}"),
-        }
-    }
+pub enum NoRoom {
+    /// What was asked for, in MiB, and what would do.
+    #[error(
+        "the {what} of {has} MiB is too small for what it holds and will hold with three deployments: {least} MiB would do; \
+         choose {option} {least} or more, or leave {option} out"
+    )]
+    TooSmall {
+        /// The partition, or the disk.
+        what: &'static str,
+        /// Its size.
+        has: u64,
+        /// A size that would do.
+        least: u64,
+        /// What chooses it.
+        option: &'static str,
+    },
+    /// A file system was full before all files were in it.
+    #[error("the {what} partition of {has} MiB is full before all of its files are in it: choose a larger {option}")]
+    Full {
+        /// The partition.
+        what: &'static str,
+        /// Its size in MiB.
+        has: u64,
+        /// What chooses it.
+        option: &'static str,
+    },
 }
 
 impl NoRoom {
     /// Of a partition that was full before all files were in it.
     pub fn full(partition: &Partition) -> Self {
-        let needs = Needs::MoreThan(partition.needed().div_ceil(MIB));
-        Self { what: partition.spoken(), has: partition.size / MIB, needs, remedy: partition.remedy() }
+        let what = partition.purpose.name();
+        let option = if partition.purpose == Purpose::Boot { "--boot-size" } else { "--size" };
+        Self::Full { what, has: partition.size / MIB, option }
     }
 }
 
-/// Puts the partitions one after the other on a disk of `size` bytes.
+/// Puts the partitions one after the other on a disk of `size` bytes, or of as many as they need; the root partition has what
+/// the others leave.
 ///
 /// # Errors
 ///
-/// When there is no room for them, or in one of them for its files.
-pub fn lay_out(size: u64, wanted: Vec<Wanted>) -> Result<Vec<Partition>, NoRoom> {
-    let taken = OVERHEAD + wanted.iter().filter_map(|wanted| wanted.size).sum::<u64>();
-    let needs = Needs::MoreThan(taken.div_ceil(MIB));
-    let no_room = NoRoom { what: "disk", has: size / MIB, needs, remedy: LARGER };
-    let rest = size.checked_sub(taken).ok_or(no_room)?;
+/// When there is no room for them, or in one of them for its files and those of three deployments.
+pub fn lay_out(size: Option<u64>, wanted: Vec<Wanted>) -> Result<Vec<Partition>, NoRoom> {
+    let mut sizes = vec![];
+    for wanted in &wanted {
+        sizes.push(if wanted.purpose == Purpose::Root { 0 } else { wanted.sized()? });
+    }
+    let others = OVERHEAD + sizes.iter().sum::<u64>();
     let mut start = MIB;
     let mut partitions = vec![];
-    for Wanted { purpose, uuid, size, file_system, nodes } in wanted {
-        let partition = Partition { purpose, uuid, start, size: size.unwrap_or(rest), file_system, nodes };
-        let (has, needs) = (partition.size / MIB, partition.needed().div_ceil(MIB));
-        if partition.needed() > partition.size {
-            let needs = if purpose == Purpose::Root { Needs::MoreThan(needs) } else { Needs::Exactly(needs) };
-            return Err(NoRoom { what: partition.spoken(), has, needs, remedy: partition.remedy() });
+    for (wanted, mut own) in wanted.into_iter().zip(sizes) {
+        if wanted.purpose == Purpose::Root {
+            own = match size {
+                None => wanted.sized()?,
+                Some(size) => {
+                    let rest = size.saturating_sub(others);
+                    wanted.check(rest, size, others)?;
+                    rest
+                }
+            };
         }
-        start += partition.size;
-        partitions.push(partition);
+        let room = wanted.room(own);
+        let Wanted { purpose, uuid, file_system, nodes, .. } = wanted;
+        partitions.push(Partition { purpose, uuid, start, size: own, room, file_system, nodes });
+        start += own;
     }
     Ok(partitions)
 }
 
-/// How large a partition with the kernels of the deployments is: so that it can take those of three, for an update comes while
-/// there are two.
-pub fn roomy(nodes: &[Node], deployments: u64) -> u64 {
-    const STEP: u64 = 64 << 20;
-    let files: u64 = nodes.iter().map(Node::size).sum();
-    (files * 3 / deployments + SPARE).next_multiple_of(STEP).max(USUAL)
-}
-
-impl Partition {
-    /// The bytes that its files need: more than that on FAT, where nobody can do without; at least that elsewhere, where
-    /// the program that makes the file system knows better.
-    fn needed(&self) -> u64 {
-        let files = self.nodes.iter().map(|node| node.size().next_multiple_of(4096));
-        match self.file_system {
-            FileSystem::Fat(_) => (4 << 20) + files.map(|size| size + 4096).sum::<u64>(),
-            FileSystem::Ext4(_) | FileSystem::Xfs(_) => files.sum(),
-        }
-    }
-
-    fn remedy(&self) -> &'static str {
-        match self.purpose {
-            Purpose::Root => LARGER,
-            _ => "choose a larger --esp-size or --boot-size",
-        }
-    }
-
-    fn spoken(&self) -> &'static str {
-        match self.purpose {
-            Purpose::Esp | Purpose::EspMirror => "ESP",
-            Purpose::Boot => "boot partition",
-            Purpose::Root => "root partition",
-        }
-    }
+/// The size in bytes of a disk with these partitions.
+pub fn disk_size(partitions: &[Partition]) -> u64 {
+    OVERHEAD + partitions.iter().map(|partition| partition.size).sum::<u64>()
 }
 
 #[cfg(test)]
@@ -250,37 +229,34 @@ mod tests {
         let content = Content::File(HostFile { path: "x".into(), size: file });
         let nodes = vec![Node::file("x", content, 0)];
         let file_system = if purpose == Purpose::Esp { FileSystem::Fat(0) } else { FileSystem::Ext4(Uuid::nil()) };
-        Wanted { purpose, uuid: Uuid::nil(), size, file_system, nodes }
+        Wanted { purpose, uuid: Uuid::nil(), size, file_system, nodes, later: Later::default() }
     }
 
     #[test]
     fn what_does_not_fit_is_refused_before_it_is_written() {
-        let disk = |size: u64, files: [u64; 2]| {
+        let disk = |size: Option<u64>, files: [u64; 2]| {
             let [esp, root] = files;
-            lay_out(size * MIB, vec![wanted(Purpose::Esp, Some(64 * MIB), esp), wanted(Purpose::Root, None, root)])
+            let parts = vec![wanted(Purpose::Esp, Some(64 * MIB), esp), wanted(Purpose::Root, None, root)];
+            lay_out(size.map(|size| size * MIB), parts)
         };
-        let places = disk(100, [9, 9]).map(|all| all.iter().map(|one| (one.start / MIB, one.size / MIB)).collect());
-        assert_eq!(places, Ok(vec![(1, 64), (65, 34)]));
-        let said = |files, size| disk(size, files).map(drop).map_err(|error| error.to_string());
-        assert_eq!(
-            said([9, 9], 65),
-            Err("the disk of 65 MiB is too small: more than 66 MiB are needed; choose a larger --size".to_owned())
+        let places = |size| {
+            disk(size, [9, 9]).map(|all| all.iter().map(|one| (one.start / MIB, one.size / MIB)).collect::<Vec<_>>())
+        };
+        assert_eq!(places(Some(100)), Ok(vec![(1, 64), (65, 34)]));
+        assert_eq!(places(None), Ok(vec![(1, 64), (65, 1280)]));
+        let said = |files, size| disk(Some(size), files).map(drop).map_err(|error| error.to_string());
+        for (size, least) in [(20, 75), (65, 75), (74, 75)] {
+            let text = format!(
+                "the disk of {size} MiB is too small for what it holds and will hold with three deployments: {least} MiB \
+                 would do; choose --size {least} or more, or leave --size out"
+            );
+            assert_eq!(said([9, 9], size), Err(text));
+        }
+        assert_eq!(said([9, 9], 75), Ok(()));
+        let said = said([63 * MIB, 9], 100).unwrap_err();
+        assert!(
+            said.starts_with("the ESP of 64 MiB is too small") && said.contains("choose --esp-size 65 or"),
+            "{said}"
         );
-        let esp = "the ESP of 64 MiB is too small for its files: 65 MiB are needed; choose a larger --esp-size or --boot-size";
-        assert_eq!(said([60 * MIB, 9], 100), Err(esp.to_owned()));
-        let root = "the root partition of 34 MiB is too small for its files: more than 35 MiB are needed; choose a larger --size";
-        assert_eq!(said([9, 35 * MIB], 100), Err(root.to_owned()));
-    }
-
-    #[test]
-    fn kernels_of_three_deployments_have_room() {
-        let uki = |mib: u64| {
-            let file = HostFile { path: "x".into(), size: mib << 20 };
-            Node::file("x", Content::File(file), 0)
-        };
-        let mib = |nodes: &[Node], deployments| roomy(nodes, deployments) >> 20;
-        assert_eq!(mib(&[uki(30)], 1), 512);
-        assert_eq!(mib(&[uki(280), uki(280)], 2), 960);
-        assert_eq!(mib(&[uki(280)], 1), 960);
     }
 }

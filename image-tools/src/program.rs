@@ -31,6 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("ukify", "systemd-ukify"),
     ("unshare", "util-linux"),
+    ("xfs_db", "xfsprogs"),
     ("xfs_repair", "xfsprogs"),
 ];
 

@@ -25,7 +25,7 @@ use composefs::{
     fsverity::{Algorithm, FsVerityHashValue, Sha512HashValue},
     generic_tree::is_allowed_container_xattr,
     repository::{Repository, RepositoryConfig},
-    tree::{FileSystem, Inode, LeafContent, RegularFile, Stat},
+    tree::{FileSystem, Inode, Leaf, LeafContent, RegularFile, Stat},
 };
 use composefs_boot::BootOps as _;
 use composefs_oci::{
@@ -310,6 +310,15 @@ impl Store {
         self.packs.borrow_mut().insert(file, &places);
         ids.iter().map(|id| self.packed(id)).collect()
     }
+}
+
+/// The objects that an image's files are, each with its size in bytes.
+pub fn objects(tree: &Tree) -> HashMap<Sha512HashValue, u64> {
+    let object = |leaf: &Leaf<Sha512HashValue>| match &leaf.content {
+        LeafContent::Regular(RegularFile::External(id, size)) => Some((id.clone(), *size)),
+        _ => None,
+    };
+    tree.leaves.iter().filter_map(object).collect()
 }
 
 /// The names in a directory of an image, in order; none where there is no directory.

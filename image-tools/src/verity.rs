@@ -60,8 +60,8 @@ impl Algorithm {
 /// The fs-verity metadata of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// What ext4 keeps behind the data, from [`metadata_offset`] on: whole blocks.
-    pub tail: Vec<u8>,
+    /// What ext4 keeps behind the data, from [`metadata_offset`] on: whole blocks of [`BLOCK`] bytes.
+    tail: Vec<u8>,
     /// The file's digest: the hash of the descriptor.
     pub digest: Vec<u8>,
 }
@@ -80,6 +80,15 @@ impl Metadata {
         let Ok(()) = data.chunks(BLOCK).try_for_each(|block| sealing.add(block, &mut put));
         let Ok(digest) = sealing.finish(&mut put);
         Self { tail, digest }
+    }
+
+    /// What a file system with blocks of `block` bytes keeps behind the data, from [`metadata_offset`] on: whole blocks.
+    pub fn tail(&self, block: usize) -> Vec<u8> {
+        // The descriptor has a block of its own here.
+        let mut tail = self.tail[..self.tail.len() - BLOCK + DESCRIPTOR_SIZE].to_vec();
+        tail.resize((tail.len() + 4).next_multiple_of(block) - 4, 0);
+        tail.extend((DESCRIPTOR_SIZE as u32).to_le_bytes());
+        tail
     }
 }
 
@@ -187,6 +196,14 @@ pub fn metadata_blocks(size: u64, algorithm: Algorithm) -> u64 {
     levels(size, algorithm).iter().sum::<u64>() + 1
 }
 
+/// How many bytes the metadata by SHA-512 of a file of `size` bytes take, in whole blocks of `block` bytes; none of a file that
+/// has none.
+pub fn metadata_size(size: Option<u64>, block: u64) -> u64 {
+    let Some(size) = size else { return 0 };
+    let tree: u64 = levels(size, Algorithm::Sha512).iter().sum();
+    (tree * BLOCK as u64 + DESCRIPTOR_SIZE as u64).next_multiple_of(block)
+}
+
 /// Where ext4 keeps the metadata of a file of `size` bytes.
 pub fn metadata_offset(size: u64) -> u64 {
     size.next_multiple_of(METADATA_ALIGN)
@@ -213,9 +230,10 @@ mod tests {
         let metadata = Metadata::compute(&data, Algorithm::Sha512);
         let theirs: Sha512HashValue = compute_verity(&data);
         assert_eq!(hex::encode(&metadata.digest), composefs::fsverity::FsVerityHashValue::to_hex(&theirs), "{size}");
-        let tail = metadata.tail;
-        assert_eq!(tail.len(), (tree_blocks + 1) * BLOCK, "{size}");
+        assert_eq!(metadata.tail(BLOCK).len(), (tree_blocks + 1) * BLOCK, "{size}");
         assert_eq!(metadata_blocks(size as u64, Algorithm::Sha512), tree_blocks as u64 + 1, "{size}");
+        let tail = metadata.tail(BLOCK);
+        assert_eq!(tail.len() as u64, metadata_size(Some(size as u64), BLOCK as u64));
         assert_eq!(tail[tail.len() - 4..], [0, 1, 0, 0]);
         // The root level stands first, and its hash in the descriptor.
         if tree_blocks > 0 {

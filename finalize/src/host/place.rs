@@ -150,6 +150,9 @@ fn mounted(host: &Host, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd> {
             Access::Write => sys::mount::clone_writable(&mount_point),
         };
     }
+    if access == Access::Write && kinds.contains(&"vfat") {
+        mend(device);
+    }
     let mut last = io::Error::from_raw_os_error(libc::EINVAL);
     for kind in kinds {
         let options = if *kind == "vfat" { sys::mount::FAT_OPTIONS } else { &[] };
@@ -168,6 +171,22 @@ fn mounted(host: &Host, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd> {
         }
     }
     Err(last)
+}
+
+/// What nobody mounts, nobody has checked since the power cut. A file system that cannot be checked is used as it is: its files
+/// are whole, and what cannot be deleted is left.
+fn mend(device: &Path) {
+    match sys::fat::mend(device) {
+        Ok(false) => {}
+        Ok(true) => {
+            tracing::info!("{} was not unmounted the last time, and has been checked by fsck.fat", device.display())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => tracing::warn!(
+            "{} was not unmounted the last time, and cannot be checked: install fsck.fat (dosfstools)",
+            device.display()
+        ),
+        Err(error) => tracing::warn!("{} was not unmounted the last time: {error}", device.display()),
+    }
 }
 
 /// The ESPs, each mounted privately, as long as `host` lives.

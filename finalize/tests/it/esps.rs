@@ -92,3 +92,33 @@ fn grub_cc_has_its_entries_on_the_esp_in_grubs_order() {
         machine.assert_finalized();
     }
 }
+
+#[test]
+fn what_a_power_cut_has_left_on_fat_is_mended_only_where_it_was_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, shell) = (dir.path().join("esp"), shell(dir.path()));
+    ok(cmd!(shell, "truncate --size 64M esp"));
+    let mend = || finalize::sys::fat::mend(&disk);
+    assert!(!mend().unwrap(), "no file system");
+    for (bits, state) in [("32", 65), ("16", 37)] {
+        ok(cmd!(shell, "mkfs.fat -F {bits} esp"));
+        fs::write(dir.path().join("file"), vec![b'x'; 10_000]).unwrap();
+        ok(cmd!(shell, "mcopy -i esp file ::OLD"));
+        ok(cmd!(shell, "mcopy -i esp file ::NEW"));
+        let mut bytes = fs::read(&disk).unwrap();
+        let entry = |name: &[u8]| bytes.windows(11).position(|at| at == name).unwrap();
+        let (old, new) = (entry(b"OLD        "), entry(b"NEW        "));
+        // Half a rename: both names have the same clusters (the FAT specification, section 6).
+        for field in [20..22, 26..28] {
+            let first = bytes[old + field.start..old + field.end].to_vec();
+            bytes[new + field.start..new + field.end].copy_from_slice(&first);
+        }
+        fs::write(&disk, &bytes).unwrap();
+        assert!(!mend().unwrap(), "it was unmounted");
+        bytes[state] |= 1;
+        fs::write(&disk, &bytes).unwrap();
+        assert!(mend().unwrap());
+        assert!(!mend().unwrap(), "once");
+        ok(cmd!(shell, "fsck.fat -n esp"));
+    }
+}

@@ -53,15 +53,15 @@ pub struct Build {
     /// What all identifiers are made from: the same one, the same images and times make the same bytes. Random unless told
     #[arg(long)]
     seed: Option<String>,
-    /// The size of the ESP in MiB; 512, or what its files and one more kernel need
+    /// The size of the ESP in MiB; 512 unless told, or what the kernels of three deployments need
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(34..))]
     esp_size: Option<u32>,
-    /// The size of a boot partition in MiB; the same
+    /// The size of a boot partition in MiB; the same. XFS begins at 300
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(34..))]
     boot_size: Option<u32>,
-    /// The size of the disk in MiB
-    #[arg(long, default_value_t = 4096)]
-    size: u64,
+    /// The size of the disk in MiB; auto: room for three deployments that share nothing, and 1 GiB for /var
+    #[arg(long, value_name = "MIB", default_value = "auto")]
+    size: Size,
     /// Keep what layers become in this directory, and take from there what another build has kept. Several builds may share
     /// it; anything in it may be removed at any time
     #[arg(long, value_name = "DIR")]
@@ -78,6 +78,23 @@ pub struct Build {
     /// Print the plan of --dry-run as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
+}
+
+/// A size in MiB, or none where the disk decides.
+#[derive(Debug, Clone, Copy)]
+struct Size(Option<u64>);
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // As bytes it fits into 64 bits, and into what the partition table counts.
+        match text.parse::<u32>() {
+            _ if text == "auto" => Ok(Self(None)),
+            Ok(mib) => Ok(Self(Some(u64::from(mib)))),
+            Err(_) => Err(format!("{text:?} is neither auto nor a number of MiB")),
+        }
+    }
 }
 
 impl Build {
@@ -128,7 +145,7 @@ impl Build {
             seed: self.seed.unwrap_or_else(|| format!("{:032x}", fastrand::u128(..))),
             esp_size: self.esp_size.map(|mib| u64::from(mib) << 20),
             boot_size: self.boot_size.map(|mib| u64::from(mib) << 20),
-            size: self.size << 20,
+            size: self.size.0.map(|mib| mib << 20),
             cache: self.cache,
             time: self.time,
         })

@@ -115,9 +115,9 @@ impl Judge {
     pub fn learn(before: &Path, after: &Path) -> Result<Self> {
         let disk = Disk::open(before)?;
         let report = disk.report()?;
-        let staged = disk.root.read(&format!("/{}", layout::STAGED))?.context("nothing is staged on the disk")?;
+        let staged = disk.root()?.read(&format!("/{}", layout::STAGED))?.context("nothing is staged on the disk")?;
         let mut judge = Self {
-            menu: menu(&disk, report.loader)?,
+            menu: menu(&disk, report.loader.context("the disk has no boot loader")?)?,
             old: report.entries.iter().find_map(|entry| entry.deployment.clone()).context("no deployment boots")?,
             new: staged.parse::<Marker>()?.depl_id,
             files: BTreeMap::new(),
@@ -355,12 +355,13 @@ fn deployment_is_whole(scratch: &Scratch, (id, mark): (&DeploymentId, &str), wan
 /// Where GRUB's files are, and the journal there: inode 8 of ext4. XFS's log is taken for something that it reads.
 fn for_grub(disk: &Disk) -> Result<ForGrub> {
     let mut inode = inspect::ext4::Inode::default();
-    if !xfs::is_at(&disk.path, disk.boot.start)? {
-        let ext4 = inspect::ext4::Ext4::at(&disk.path, disk.boot.start);
+    let partition = &disk.boot()?.partition;
+    if !xfs::is_at(&disk.path, partition.start)? {
+        let ext4 = inspect::ext4::Ext4::at(&disk.path, partition.start);
         inode = ext4.inodes(&["<8>".to_owned()])?.pop().unwrap_or_default();
     }
     let bytes = |(_, first, count): &(u64, u64, u64)| first * BLOCK as u64..(first + count) * BLOCK as u64;
-    Ok(ForGrub { partition: disk.boot.name.clone(), journal: inode.extents.iter().map(bytes).collect() })
+    Ok(ForGrub { partition: partition.name.clone(), journal: inode.extents.iter().map(bytes).collect() })
 }
 
 /// A copy of the ESP, after what a boot does to it.
@@ -381,8 +382,9 @@ fn menu(disk: &Disk, loader: Loader) -> Result<Menu> {
     if loader == Loader::SystemdBoot {
         return Ok(Menu::Esp);
     }
-    let config = format!("{}/{}/grub.cfg", disk.prefix, layout::GRUB);
-    let text = disk.grub.read(&config)?.context("there is no grub.cfg")?;
+    let boot = disk.boot()?;
+    let config = format!("{}/{}/grub.cfg", boot.prefix, layout::GRUB);
+    let text = boot.grub.read(&config)?.context("there is no grub.cfg")?;
     Ok(match text {
         text if text.contains(layout::USER_CFG) => Menu::UserCfg,
         text if text.contains("blscfg") => Menu::Blsuki,

@@ -14,7 +14,7 @@ use crate::node::{Content, HostFile, Meta, Node, Packed};
 
 /// All nodes of the repository. Sealed means every object, and `meta.json`.
 pub fn nodes(of: &Deployments<'_>) -> Result<Vec<Node>> {
-    let (mtime, store) = (of.time, of.store);
+    let (store, choice, mtime) = (of.store, of.choice, of.time);
     let at = |path: &Path| Path::new(layout::REPOSITORY).join(path);
     // By path, in whose order parents stand before their children.
     let mut nodes = BTreeMap::new();
@@ -24,14 +24,14 @@ pub fn nodes(of: &Deployments<'_>) -> Result<Vec<Node>> {
         let entry = entry.context("reading the repository")?;
         let relative = entry.path().strip_prefix(&store.path).context("reading the repository")?;
         let must_be_sealed = relative.starts_with("objects") || relative == Path::new("meta.json");
-        match of.choice.sealing {
+        match choice.sealing {
             Sealing::Sealed if must_be_sealed && entry.file_type().is_file() => {
                 to_be_sealed.push((at(relative), entry.path().to_owned()));
             }
             _ => drop(add(node(&entry, at(relative), mtime)?)),
         }
     }
-    let content = |packed: Packed| match of.choice.sealing {
+    let content = |packed: Packed| match choice.sealing {
         Sealing::Sealed => Content::Sealed(packed),
         Sealing::Unsealed => Content::Packed(packed),
     };

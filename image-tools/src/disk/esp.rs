@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use xshell::{Cmd, Shell, cmd};
 
 use super::Place;
-use crate::{node::Content, program};
+use crate::{node::Content, plan::size::cluster, program};
 
 /// 1980-01-01, in seconds since 1970.
 const FIRST: u64 = 315_532_800;
@@ -14,7 +14,10 @@ const FIRST: u64 = 315_532_800;
 fn mkfs<'a>(shell: &'a Shell, place: Place<'_>, serial: u32) -> Cmd<'a> {
     let (disk, serial) = (place.disk, format!("{serial:08x}"));
     let (sector, blocks) = ((place.partition.start / 512).to_string(), (place.partition.size / 1024).to_string());
-    cmd!(shell, "mkfs.vfat -F 32 -s 1 -n ESP --invariant -i {serial} --offset {sector} {disk} {blocks}")
+    let sectors = (cluster(place.partition.size) / 512).to_string();
+    // The sectors before the partition are BPB_HiddSec too.
+    let place = ["-s", &sectors, "-h", &sector, "--offset", &sector];
+    cmd!(shell, "mkfs.vfat -F 32 -n ESP --invariant -i {serial}").args(place).arg(disk).arg(blocks)
 }
 
 fn mmd<'a>(shell: &'a Shell, image: &str, target: &str) -> Cmd<'a> {

@@ -25,16 +25,10 @@ features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,ex
 }
 ";
 
-/// How many inodes a file system gets: one for each 16 KiB, as mke2fs has it; and for many small files half as many again.
-fn inodes(place: Place<'_>) -> u64 {
-    let there = place.partition.nodes.len() as u64;
-    (place.partition.size / 16384).max(there + there / 2)
-}
-
 fn mke2fs<'a>(shell: &'a Shell, place: Place<'_>, uuid: Uuid) -> Cmd<'a> {
     let (disk, label, start) = (place.disk, place.partition.purpose.name(), place.partition.start);
     let extended = format!("offset={start},hash_seed={uuid},root_owner=0:0,lazy_itable_init=1");
-    let (uuid, inodes) = (uuid.to_string(), inodes(place).to_string());
+    let (uuid, inodes) = (uuid.to_string(), place.partition.room.inodes.unwrap_or_default().to_string());
     let words = ["-O", "verity", "-m", "1", "-N", &inodes, "-L", label, "-U", &uuid, "-d", "-", "-E", &extended];
     let blocks = format!("{}k", place.partition.size / 1024);
     cmd!(shell, "mke2fs -q -F -t ext4 -b 4096").args(words).arg(disk).arg(blocks)

@@ -6,14 +6,19 @@ use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 use xshell::{Cmd, Shell, cmd};
 
-use super::Place;
+use super::{Place, xfs_times};
 use crate::{
     node::{Content, Node},
     program, sparse,
 };
 
+/// The programs of [`create`].
+pub fn programs(shell: &Shell, place: Place<'_>, uuid: Uuid) -> Vec<String> {
+    [mkfs(shell, place, uuid), xfs_times::list(shell, Path::new("image"))].map(|cmd| cmd.to_string()).into()
+}
+
 /// Its program, which reads `prototype` and writes `image`.
-pub fn mkfs<'a>(shell: &'a Shell, place: Place<'_>, uuid: Uuid) -> Cmd<'a> {
+fn mkfs<'a>(shell: &'a Shell, place: Place<'_>, uuid: Uuid) -> Cmd<'a> {
     let (label, uuid) = (place.partition.purpose.name(), uuid.to_string());
     // GRUB reads no 64-bit extent counters before 2.12.
     cmd!(shell, "mkfs.xfs -q -L {label} -m uuid={uuid} -i nrext64=0 -p prototype image")
@@ -24,7 +29,7 @@ pub fn mkfs<'a>(shell: &'a Shell, place: Place<'_>, uuid: Uuid) -> Cmd<'a> {
 /// # Errors
 ///
 /// When mkfs.xfs cannot be told of a node, and those of the program.
-pub fn create(place: Place<'_>, uuid: Uuid) -> Result<()> {
+pub fn create(place: Place<'_>, uuid: Uuid, time: u64) -> Result<()> {
     let beside = place.disk.parent().context("a disk image has a directory")?;
     let scratch = tempfile::tempdir_in(beside)?;
     let scratch = scratch.path();
@@ -36,6 +41,8 @@ pub fn create(place: Place<'_>, uuid: Uuid) -> Result<()> {
     shell.change_dir(scratch);
     let label = place.partition.purpose.name();
     program::run(mkfs(&shell, place, uuid)).with_context(|| format!("making the {label} file system"))?;
+    xfs_times::settle(&scratch.join("image"), time)
+        .with_context(|| format!("setting the times of the {label} file system"))?;
     sparse::into(&scratch.join("image"), place.disk, place.partition.start)
 }
 

@@ -2,9 +2,10 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use xshell::cmd;
 
+use super::table::Partition;
 use crate::program;
 
 /// The file system.
@@ -64,6 +65,12 @@ impl Ext4 {
         std::fs::write(&file, paths.iter().map(quoted).collect::<Result<String>>()?)?;
         let (shell, image) = (program::shell()?, &self.image);
         let output = program::output(cmd!(shell, "debugfs -f {file} {image}"))?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        if complaint.contains("Filesystem not open") {
+            // After its name and version comes why.
+            let why = complaint.lines().find(|line| !line.starts_with("debugfs 1.")).unwrap_or_default();
+            bail!("opening the ext4 file system: {why}");
+        }
         let said = String::from_utf8_lossy(&output.stdout);
         let prompt = format!("debugfs: {command} ");
         let mut answers = vec![None; paths.len()];
@@ -81,7 +88,7 @@ impl Ext4 {
             }
         }
         if at.is_none_or(|at| at + 1 != paths.len()) && !paths.is_empty() {
-            bail!("reading the root file system: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!("reading the ext4 file system: {}", complaint.trim());
         }
         Ok(answers)
     }
@@ -155,17 +162,16 @@ impl Ext4 {
         Ok(self.each("stat", paths)?.into_iter().map(|text| parse_inode(&text.unwrap_or_default())).collect())
     }
 
-    /// What e2fsck finds wrong with the file system, which is called `name`.
-    pub fn fsck(&self, name: &str) -> Vec<String> {
+    /// What e2fsck finds wrong with the file system, which is in `partition`.
+    pub fn fsck(&self, partition: &Partition) -> Vec<String> {
         let image = &self.image;
         match program::shell().and_then(|shell| program::run(cmd!(shell, "e2fsck -f -n {image}"))) {
             Ok(_) => vec![],
-            Err(error) => vec![format!("the {name} file system is not clean: {error:#}")],
+            Err(error) => vec![format!("the file system of {} is not clean: {error:#}", partition.spoken())],
         }
     }
 }
 
-/// The fields that debugfs's `stat` prints.
 /// Where the superblock of the ext4 is that begins at byte `start` of `disk`; nothing where there is no ext4, by its magic
 /// (`Documentation/filesystems/ext4/super.rst`).
 ///
@@ -178,6 +184,44 @@ pub fn superblock(disk: &Path, start: u64) -> Result<Option<u64>> {
     Ok((u16::from_le_bytes(magic) == 0xef53).then_some(at))
 }
 
+/// What the superblock says (`Documentation/filesystems/ext4/super.rst`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Superblock {
+    /// The size of a block in bytes.
+    pub block: u64,
+    /// Bytes that are free, but for those that are reserved.
+    pub free: u64,
+    /// The UUID.
+    pub uuid: [u8; 16],
+    /// Its features: compatible, incompatible, compatible for who only reads.
+    pub features: [u32; 3],
+}
+
+impl Superblock {
+    /// That of the file system that begins at byte `start` of `disk`.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading, and when there is no ext4.
+    pub fn read(disk: &Path, start: u64) -> Result<Self> {
+        let at = superblock(disk, start)?.context("there is no ext4")?;
+        let mut bytes = [0; 1024];
+        File::open(disk)?.read_exact_at(&mut bytes, at)?;
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        // s_log_block_size, of which 6 is the largest that Linux has.
+        let block = 1024 << word(0x18).min(6);
+        // s_free_blocks_count and s_r_blocks_count, low halves and high ones; the latter mean something with 64bit.
+        let wide = |low: usize, high: usize| {
+            u64::from(word(low)) | if word(0x60) & 0x80 == 0 { 0 } else { u64::from(word(high)) << 32 }
+        };
+        let free = wide(0xc, 0x158).saturating_sub(wide(0x8, 0x154)).saturating_mul(block);
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&bytes[0x68..0x78]);
+        Ok(Self { block, free, uuid, features: [word(0x5c), word(0x60), word(0x64)] })
+    }
+}
+
+/// The fields that debugfs's `stat` prints.
 fn parse_inode(text: &str) -> Inode {
     let mut inode = Inode::default();
     for line in text.lines() {
@@ -202,7 +246,7 @@ fn parse_extent(text: &str) -> Option<(u64, u64, u64)> {
         Some((first.parse().ok()?, last.trim_end_matches("[u]").parse().ok()?))
     };
     let ((first, last), (start, _)) = (range(logical)?, range(physical)?);
-    Some((first, start, last - first + 1))
+    Some((first, start, last.checked_sub(first)? + 1))
 }
 
 #[cfg(test)]

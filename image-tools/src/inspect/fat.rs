@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use xshell::cmd;
 
+use super::table::Partition;
 use crate::{program, sparse};
 
 /// The file system.
@@ -36,9 +37,13 @@ impl Fat {
         if let Some(paths) = self.paths.get() {
             return Ok(paths);
         }
-        let (shell, image) = (program::shell()?, self.image());
-        let said = program::run(cmd!(shell, "mdir -/ -b -i {image} ::/"));
-        let said = said.context("reading the ESP")?;
+        let (shell, image) = (shell()?, self.image());
+        let listed = program::output(cmd!(shell, "mdir -/ -b -i {image} ::/"))?;
+        let complaint = String::from_utf8_lossy(&listed.stderr);
+        // Of an empty one it says that it does not find it.
+        let is_read = listed.status.success() || complaint.contains("File \"::/\" not found");
+        ensure!(is_read, "reading the FAT at byte {} of {}: {}", self.start, self.disk.display(), complaint.trim());
+        let said = String::from_utf8_lossy(&listed.stdout);
         let paths = said.lines().map(|line| line.trim_start_matches("::/").to_ascii_lowercase()).collect();
         Ok(self.paths.get_or_init(|| paths))
     }
@@ -52,6 +57,48 @@ impl Fat {
         Ok(self.paths()?.contains(&path.trim_start_matches('/').to_ascii_lowercase()))
     }
 
+    /// Whether there is a directory at `path`.
+    ///
+    /// # Errors
+    ///
+    /// When the file system cannot be read.
+    pub fn has_dir(&self, path: &str) -> Result<bool> {
+        Ok(self.paths()?.contains(&format!("{}/", path.trim_matches('/').to_ascii_lowercase())))
+    }
+
+    /// The programs that a firmware starts when it has been told of none, `EFI/BOOT/BOOT*.EFI`, in lower case (UEFI specification,
+    /// 3.5.1.1).
+    ///
+    /// # Errors
+    ///
+    /// When the file system cannot be read.
+    pub fn programs(&self) -> Result<Vec<String>> {
+        let is_program = |path: &&String| path.starts_with("efi/boot/boot") && path.ends_with(".efi");
+        Ok(self.paths()?.iter().filter(is_program).cloned().collect())
+    }
+
+    /// How many bytes are free.
+    ///
+    /// # Errors
+    ///
+    /// When the file system cannot be read.
+    pub fn free(&self) -> Result<u64> {
+        let (shell, image) = (shell()?, self.image());
+        let said = program::run(cmd!(shell, "mdir -i {image} ::/"))?;
+        let line = said.lines().rev().find_map(|line| line.trim().strip_suffix("bytes free"));
+        let digits: String = line.unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+        digits.parse().with_context(|| format!("mdir says {said:?}"))
+    }
+
+    /// BPB_HiddSec: how many sectors the file system says are before it.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub fn hidden(&self) -> Result<u64> {
+        Ok(Bpb::read(&self.disk, self.start)?.dword(28) * Bpb::read(&self.disk, self.start)?.word(11))
+    }
+
     /// The bytes of the file at `path`; nothing where there is none.
     ///
     /// # Errors
@@ -61,7 +108,7 @@ impl Fat {
         if !self.exists(path)? {
             return Ok(None);
         }
-        let (shell, image) = (program::shell()?, self.image());
+        let (shell, image) = (shell()?, self.image());
         let output = program::output(cmd!(shell, "mtype -i {image} ::/{path}"))?;
         ensure!(output.status.success(), "reading {path}: {}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(Some(output.stdout))
@@ -74,7 +121,7 @@ impl Fat {
     ///
     /// When a file cannot be read.
     pub fn files(&self, dir: &str) -> Result<Vec<(String, String)>> {
-        let (shell, image) = (program::shell()?, self.image());
+        let (shell, image) = (shell()?, self.image());
         let said = program::run(cmd!(shell, "mdir -b -i {image} ::/{dir}"));
         if !self.paths()?.contains(&format!("{}/", dir.to_ascii_lowercase())) {
             return Ok(vec![]);
@@ -97,7 +144,7 @@ impl Fat {
     ///
     /// When mtools cannot be started.
     pub fn readable_entries(&self, dir: &str) -> Result<Vec<(String, String)>> {
-        let (shell, image) = (program::shell()?, self.image());
+        let (shell, image) = (shell()?, self.image());
         let listed = program::output(cmd!(shell, "mdir -b -i {image} ::/{dir}"))?;
         let mut files = vec![];
         for path in String::from_utf8_lossy(&listed.stdout).lines().filter(|path| path.ends_with(".conf")) {
@@ -116,15 +163,14 @@ impl Fat {
     ///
     /// When it cannot be read.
     pub fn blocks(&self, path: &str) -> Result<Vec<Range<u64>>> {
-        let (shell, image) = (program::shell()?, self.image());
+        let (shell, image) = (shell()?, self.image());
         let said = program::run(cmd!(shell, "mshowfat -i {image} ::{path}"))?;
-        let mut boot_sector = [0; 48];
-        std::fs::File::open(&self.disk)?.read_exact_at(&mut boot_sector, self.start)?;
-        // BPB_BytsPerSec, BPB_SecPerClus, BPB_RsvdSecCnt, BPB_NumFATs, BPB_FATSz32 (Microsoft's FAT specification).
-        let word = |at: usize| u64::from(u16::from_le_bytes([boot_sector[at], boot_sector[at + 1]]));
-        let sector = word(11);
-        let cluster = u64::from(boot_sector[13]) * sector;
-        let data = (word(14) + u64::from(boot_sector[16]) * (word(36) | word(38) << 16)) * sector;
+        // BPB_BytsPerSec, BPB_SecPerClus, BPB_RsvdSecCnt, BPB_NumFATs, BPB_RootEntCnt, and BPB_FATSz16 or BPB_FATSz32.
+        let bpb = Bpb::read(&self.disk, self.start)?;
+        let sector = bpb.word(11);
+        let cluster = bpb.byte(13) * sector;
+        let table = if bpb.word(22) > 0 { bpb.word(22) } else { bpb.dword(36) };
+        let data = (bpb.word(14) + bpb.byte(16) * table) * sector + bpb.word(17) * 32;
         let range = |text: &str| {
             let (first, last) = text.split_once('-').unwrap_or((text, text));
             let at = |number: &str| number.parse::<u64>().ok()?.checked_sub(2).map(|number| data + number * cluster);
@@ -135,22 +181,56 @@ impl Fat {
         found.filter(|found| !found.is_empty()).with_context(|| format!("{path}: mshowfat says {said:?}"))
     }
 
-    /// What fsck.fat finds wrong.
+    /// What fsck.fat finds wrong with the file system, which is in `partition`.
     ///
     /// # Errors
     ///
     /// When the file system cannot be copied out of the image.
-    pub fn fsck(&self) -> Result<Vec<String>> {
-        let mut boot_sector = [0; 512];
-        std::fs::File::open(&self.disk)?.read_exact_at(&mut boot_sector, self.start)?;
-        // BPB_TotSec32 (Microsoft's FAT specification), in sectors of 512 bytes.
-        let sectors = u32::from_le_bytes([boot_sector[32], boot_sector[33], boot_sector[34], boot_sector[35]]);
+    pub fn fsck(&self, partition: &Partition) -> Result<Vec<String>> {
+        // BPB_TotSec16 or BPB_TotSec32, in sectors of BPB_BytsPerSec.
+        let bpb = Bpb::read(&self.disk, self.start)?;
+        let sectors = if bpb.word(19) > 0 { bpb.word(19) } else { bpb.dword(32) };
+        let size = sectors * bpb.word(11);
+        if size > partition.size {
+            return Ok(vec![format!("the FAT of {} is larger than that", partition.spoken())]);
+        }
         let copy = tempfile::NamedTempFile::new()?;
-        sparse::part(&self.disk, self.start..self.start + u64::from(sectors) * 512, copy.path())?;
-        let (shell, copy) = (program::shell()?, copy.path());
+        sparse::part(&self.disk, self.start..self.start + size, copy.path())?;
+        let (shell, copy) = (shell()?, copy.path());
         match program::run(cmd!(shell, "fsck.fat -n {copy}")) {
             Ok(_) => Ok(vec![]),
-            Err(error) => Ok(vec![format!("the ESP is not clean: {error:#}")]),
+            Err(error) => Ok(vec![format!("{} is not clean: {error:#}", partition.spoken())]),
         }
     }
+}
+
+/// The BIOS parameter block, with which each FAT begins (Microsoft's FAT specification).
+struct Bpb([u8; 64]);
+
+impl Bpb {
+    fn read(disk: &Path, start: u64) -> Result<Self> {
+        let mut bytes = [0; 64];
+        let file = std::fs::File::open(disk).with_context(|| format!("opening {}", disk.display()))?;
+        file.read_exact_at(&mut bytes, start).with_context(|| format!("reading the FAT at {start}"))?;
+        Ok(Self(bytes))
+    }
+
+    fn byte(&self, at: usize) -> u64 {
+        u64::from(self.0[at])
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        self.byte(at) | self.byte(at + 1) << 8
+    }
+
+    fn dword(&self, at: usize) -> u64 {
+        self.word(at) | self.word(at + 2) << 16
+    }
+}
+
+/// Mtools, which read what others have made, whatever geometry that speaks of.
+fn shell() -> Result<xshell::Shell> {
+    let shell = program::shell()?;
+    shell.set_var("MTOOLS_SKIP_CHECK", "1");
+    Ok(shell)
 }

@@ -18,8 +18,7 @@ impl Disk {
     /// # Errors
     ///
     /// When a file system cannot be read.
-    pub fn check_next(&self, report: &Report) -> Result<Option<String>> {
-        let loader = report.loader;
+    pub fn check_next(&self, loader: Loader, report: &Report) -> Result<Option<String>> {
         let entries = self.entries(loader, layout::ENTRIES)?;
         let mut items: Vec<_> =
             entries.ordered(loader).into_iter().map(|(name, entry)| Item::of_entry(name, &entry)).collect();
@@ -38,12 +37,13 @@ impl Disk {
         let mut settings = Settings::default();
         match loader {
             Loader::SystemdBoot => {
-                let files = self.esp.files(layout::LOADER)?.into_iter();
+                let files = self.esp()?.files(layout::LOADER)?.into_iter();
                 let conf = files.filter(|(name, _)| name.eq_ignore_ascii_case("loader.conf"));
                 settings.loader_conf = conf.map(|(_, text)| text).next().unwrap_or_default();
             }
             Loader::Grub => {
-                let read = |name| self.grub.read(&self.in_boot(&format!("{}/{name}", layout::GRUB)));
+                let grub = &self.boot()?.grub;
+                let read = |name| grub.read(&self.in_boot(&format!("{}/{name}", layout::GRUB)));
                 settings.environment = Environment::parse(read("grubenv")?.unwrap_or_default().as_bytes());
                 settings.grub_cfg = read("grub.cfg")?.unwrap_or_default();
             }

@@ -49,6 +49,6 @@ pub fn fsck(disk: &Path, partition: &Partition) -> Result<Vec<String>> {
     let (shell, copy) = (program::shell()?, copy.path());
     match program::run(cmd!(shell, "xfs_repair -n -f {copy}")) {
         Ok(_) => Ok(vec![]),
-        Err(error) => Ok(vec![format!("the {} file system is not clean: {error:#}", partition.name)]),
+        Err(error) => Ok(vec![format!("the file system of {} is not clean: {error:#}", partition.spoken())]),
     }
 }

@@ -38,8 +38,8 @@ pub struct Layer {
 
 impl Layer {
     /// Hands the archive to `each`, while one thread reads and inflates the blob, and another hashes the archive. Whether the
-    /// blob is gzip, zstd or neither is seen from its first bytes, as the container engines do. `progress` counts the bytes
-    /// of the blob.
+    /// blob is gzip, zstd or neither is seen from its first bytes, as the container engines do. `progress` counts
+    /// the bytes of the blob.
     ///
     /// # Errors
     ///

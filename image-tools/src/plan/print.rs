@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{FileSystem, MIB, Partition, Plan};
+use super::{FileSystem, MIB, Partition, Plan, size::cluster};
 use crate::node::{Content, Device, Node};
 
 /// Text counts what is below this directory; JSON has it all.
@@ -32,6 +32,7 @@ impl fmt::Display for Partition {
         let (name, start, size) = (self.purpose.name(), self.start / MIB, self.size / MIB);
         writeln!(f, "{name}  {size} MiB at {start} MiB, {}, {}", self.file_system, self.uuid)?;
         writeln!(f, "  # {}", self.purpose.reason())?;
+        writeln!(f, "  # {}", Reason(self))?;
         let counted = |node: &&Node| node.path.starts_with(COUNTED) && node.path.to_str() != Some(COUNTED);
         self.nodes.iter().filter(|node| !counted(node)).try_for_each(|node| writeln!(f, "  {node}"))?;
         let files = self.nodes.iter().filter(counted).filter(|node| !matches!(node.content, Content::Dir));
@@ -40,6 +41,33 @@ impl fmt::Display for Partition {
             writeln!(f, "  and {number} objects of {bytes} bytes below {COUNTED}")?;
         }
         Ok(())
+    }
+}
+
+/// Why a partition has its size.
+struct Reason<'a>(&'a Partition);
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Partition { room, size, file_system, .. } = self.0;
+        let mib = |bytes: u64| bytes.div_ceil(MIB);
+        let name = match file_system {
+            FileSystem::Fat(_) => "FAT32",
+            FileSystem::Ext4(_) => "ext4",
+            FileSystem::Xfs(_) => "XFS",
+        };
+        write!(f, "{} MiB of files", mib(room.files))?;
+        if room.deployments > 0 {
+            let more = if room.deployments == 1 { "deployment" } else { "deployments" };
+            write!(f, ", {} MiB for {} more {more}", mib(room.later), room.deployments)?;
+        }
+        let free = size.saturating_sub(room.files + room.later + room.own);
+        write!(f, ", {} MiB of {name}'s own, {} MiB free", mib(room.own), free / MIB)?;
+        match (room.inodes, file_system) {
+            (Some(inodes), _) => write!(f, "; {inodes} inodes"),
+            (None, FileSystem::Fat(_)) => write!(f, "; clusters of {} bytes", cluster(*size)),
+            (None, _) => Ok(()),
+        }
     }
 }
 
@@ -102,6 +130,13 @@ fn partition(partition: &Partition) -> Value {
         "uuid": partition.uuid,
         "start": partition.start,
         "size": partition.size,
+        "room": {
+            "files": partition.room.files,
+            "later": partition.room.later,
+            "deployments": partition.room.deployments,
+            "own": partition.room.own,
+            "inodes": partition.room.inodes,
+        },
         "file_system": partition.file_system.to_string(),
         "nodes": partition.nodes.iter().map(node).collect::<Vec<_>>(),
     })

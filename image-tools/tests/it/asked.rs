@@ -128,18 +128,59 @@ fn what_an_image_links_to_is_found_in_the_image() {
     built(dir.path(), "disk", &[]);
 }
 
+/// The number behind `option` in what a refusal says.
+fn proposed(said: &str, option: &str) -> u64 {
+    let (_, rest) = said.split_once(&format!("choose {option} ")).unwrap_or_else(|| panic!("no size in: {said}"));
+    rest.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// What is refused before anything is written, with exit code 3.
+fn refused(dir: &Path, more: &[&str]) -> String {
+    let output = build(&dir.join("layout"), None, &dir.join("refused"), more);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(3) && !dir.join("refused").exists(), "{said}");
+    said
+}
+
 #[test]
-fn many_small_files_have_inodes() {
+fn a_size_that_is_refused_comes_with_one_that_does() {
     let dir = tempfile::tempdir().unwrap();
     let mut files = system();
-    files.extend((0..8000).map(|n| (format!("usr/share/x/{n}"), format!("{n:0100}").into_bytes())));
+    files.extend((0..1500).map(|n| (format!("usr/share/x/{n}"), format!("{n:0100}").into_bytes())));
     write(&dir.path().join("layout"), &files);
-    // A file for each 16 KiB would be 5,500.
-    built(dir.path(), "disk", &["--size", "600"]);
-    let output = build(&dir.path().join("layout"), None, &dir.path().join("small"), &["--size", "560"]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(3), "{said}");
-    assert!(said.contains("the root partition of 46 MiB is too small") && said.contains("a larger --size"), "{said}");
+    // A file for each 16 KiB of that would be less than 1,400 inodes.
+    let said = ["514", "530"].map(|size| refused(dir.path(), &["--size", size]));
+    assert!(said[0].contains("the disk of 514 MiB is too small"), "{}", said[0]);
+    let enough = said.map(|said| proposed(&said, "--size"));
+    assert!(enough[0] == enough[1] && (540..640).contains(&enough[0]), "{enough:?}");
+    built(dir.path(), "disk", &["--size", &enough[0].to_string()]);
+}
+
+#[test]
+fn a_kernel_that_leaves_no_room_for_two_more_is_refused_with_a_size_that_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = system();
+    files.push(("usr/lib/grub/x86_64-efi/monolithic/grubx64.efi".to_owned(), b"MZ".to_vec()));
+    let kernel = files.iter_mut().find(|(path, _)| path.ends_with("vmlinuz")).unwrap();
+    kernel.1 = vec![7; 20 << 20];
+    write(&dir.path().join("layout"), &files);
+    for (option, more) in [("--esp-size", &[][..]), ("--boot-size", &["--bootloader", "grub", "--boot-partition"])] {
+        let said = refused(dir.path(), &[more, &["--size", "auto", option, "50"]].concat());
+        let enough = proposed(&said, option);
+        assert!((60..80).contains(&enough), "{said}");
+        built(dir.path(), "disk", &[more, &["--size", "auto", option, &enough.to_string()]].concat());
+    }
+}
+
+/// mcopy dies of names that FAT has not.
+#[test]
+fn a_name_that_no_file_system_has_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = system();
+    files[0].1 = format!("ID=test\nVERSION_ID={}\n", "1".repeat(250)).into_bytes();
+    write(&dir.path().join("layout"), &files);
+    let said = refused(dir.path(), &[]);
+    assert!(said.contains("has more than 255 bytes") && said.contains("VERSION_ID"), "{said}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
 const GRUB: &str = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi";
 
 /// The system in a version, with GRUB.
-fn version(version: &str) -> Vec<(String, Vec<u8>)> {
+pub fn version(version: &str) -> Vec<(String, Vec<u8>)> {
     release("test", version)
 }
 
@@ -56,7 +56,7 @@ fn digest(dir: &Path) -> String {
 }
 
 /// Writes the layout of a system with a UKI and an addon that name the system's own digest.
-fn write_with_uki(dir: &Path, mut files: Vec<(String, Vec<u8>)>) {
+pub fn write_with_uki(dir: &Path, mut files: Vec<(String, Vec<u8>)>) {
     write(dir, &files);
     let id = digest(dir);
     std::fs::remove_dir_all(dir).unwrap();

@@ -17,6 +17,18 @@ echo >/run/writer.done
 wait
 rm /run/writer.held /run/writer.done
 
+# What a power cut leaves on an ESP that nobody mounts is mended before it is written to.
+if [ "$loader" = systemd-boot ]; then
+  dirty() { dd if="$device" bs=1 skip=65 count=1 status=none | od -An -tu1 | tr -d ' '; }
+  systemctl stop {boot,efi}.{automount,mount} 2>/dev/null || true
+  is "mounts of the ESP" "$(findmnt -rno TARGET -t vfat)" ""
+  printf '\1' | dd of="$device" bs=1 seek=65 conv=notrunc,fsync status=none
+  is "the ESP's state" "$(dirty)" 1
+  printf '{"depl_id":"%s","finalization_locked":false}' "$(booted)" >/sysroot/state/finalize/staged.json
+  systemctl restart composefs-finalize-report
+  is "the ESP's state after a report" "$(dirty)" 0
+fi
+
 # A mount unit waits for somebody to look.
 systemctl stop {boot,efi}.{automount,mount} 2>/dev/null || true
 printf '[Automount]\nWhere=/boot\n' >/run/systemd/system/boot.automount
