@@ -175,7 +175,13 @@ fn compare(layout: &Path, engine: Engine) -> Option<Vec<String>> {
         (Err(_), Err(_)) => return Some(vec![]),
         (Ok(_), Err(why)) => {
             let why = format!("{why:#}");
-            let decided = ["not a directory", "not permitted", "no such file", "too many levels of symbolic links"];
+            let decided = [
+                "not a directory",
+                "not permitted",
+                "no such file",
+                "file exists",
+                "too many levels of symbolic links",
+            ];
             return (!decided.iter().any(|words| why.contains(words))).then(|| vec![why]);
         }
         (Err(why), Ok(_)) => return Some(vec![format!("refused by us alone: {why}")]),
@@ -197,12 +203,19 @@ fn random_layers_are_what_buildah_makes_of_them() {
         return println!("SKIPPED: buildah mounts for root alone");
     }
     let suit = |layer: &mut Vec<(tar::Header, Vec<u8>)>| {
-        // It takes no path twice, and an opaque marker makes the directory in which it stands.
-        let mut paths = BTreeSet::new();
+        // It takes no path twice, a marker makes the directory in which it stands, and a whiteout removes what was before it
+        // in its own layer.
+        layer.insert(0, entry("t", EntryType::Directory, b""));
+        let mut paths = BTreeSet::<PathBuf>::new();
         layer.retain(|(header, _)| {
             let path = header.path().unwrap().into_owned();
-            let is_made = !path.ends_with(".wh..wh..opq") || paths.contains(path.parent().unwrap());
-            is_made && paths.insert(path)
+            let (dir, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
+            let hidden =
+                name.strip_prefix(".wh.").map(|gone| if gone == ".wh..opq" { dir.into() } else { dir.join(gone) });
+            let is_alike = hidden.is_none_or(|hidden| {
+                paths.contains(dir) && !paths.iter().any(|path| path != dir && path.starts_with(&hidden))
+            });
+            is_alike && paths.insert(path)
         });
     };
     println!("{}", random(buildah, 20, suit));
