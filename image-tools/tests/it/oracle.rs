@@ -23,6 +23,7 @@ use composefs::{
     tree::Directory,
 };
 use composefs_oci::{PullOptions, boot::generate_boot_image};
+use finalize::cmdline::Format;
 use image_tools::{
     oci::Image,
     program,
@@ -260,10 +261,11 @@ fn listed(layers: &[Vec<(tar::Header, Vec<u8>)>]) -> String {
 }
 
 /// What composefs-oci calls the image, and what we do.
-fn ids(layout: &Path) -> [String; 2] {
+fn ids(layout: &Path, format: Format) -> [String; 2] {
     let scratch = tempfile::tempdir().unwrap();
     let mut config = RepositoryConfig::new(Algorithm::for_hash::<Sha512HashValue>()).set_insecure();
-    config.erofs_formats = FormatConfig::single(FormatVersion::V2);
+    config.erofs_formats =
+        FormatConfig::single(if format == Format::V1 { FormatVersion::V1 } else { FormatVersion::V2 });
     let (repository, _) = Repository::init_path(CWD, scratch.path().join("theirs"), config).unwrap();
     let repository: Arc<Repository<Sha512HashValue>> = Arc::new(repository);
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -271,7 +273,7 @@ fn ids(layout: &Path) -> [String; 2] {
     let pulled = composefs_oci::pull(&repository, &name, None, PullOptions::default());
     let manifest = runtime.block_on(pulled).unwrap().manifest_digest;
     let theirs = generate_boot_image(&repository, &manifest, &OciTransformOptions::default()).unwrap();
-    let store = Store::create(&scratch.path().join("ours")).unwrap();
+    let store = Store::of_format(format, &scratch.path().join("ours")).unwrap();
     let image = Image::resolve(name.parse().unwrap(), None, scratch.path()).unwrap();
     [theirs.to_hex(), store.pull(&image).unwrap().id.to_string()]
 }
@@ -296,8 +298,8 @@ fn the_id_is_the_one_that_composefs_computes() {
     let mut manifest = image(dir.path(), &layers, "amd64");
     manifest["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": "latest" });
     index(dir.path(), &[manifest]);
-    let [theirs, ours] = ids(dir.path());
-    assert_eq!(ours, theirs);
+    let all = [Format::V1, Format::V2].map(|format| ids(dir.path(), format));
+    assert!(all.iter().all(|[theirs, ours]| ours == theirs) && all[0] != all[1], "{all:?}");
 }
 
 #[test]
@@ -307,6 +309,8 @@ fn an_image_is_what_engines_make_of_it() {
     for engine in [umoci, buildah] {
         assert_eq!(compare(Path::new(&layout), engine), Some(vec![]));
     }
-    let [theirs, ours] = ids(Path::new(&layout));
-    assert_eq!(ours, theirs);
+    for format in [Format::V1, Format::V2] {
+        let [theirs, ours] = ids(Path::new(&layout), format);
+        assert_eq!(ours, theirs);
+    }
 }
