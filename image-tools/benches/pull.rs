@@ -2,8 +2,8 @@
 //! way, and mke2fs. In one run, one after the other, several rounds; what is printed is the median of each, and its ratio to tar.
 //!
 //! `BENCH_IMAGE` is an OCI layout with the tag `latest`, the demo's v2 unless told; `BENCH_BEFORE`, the demo's v1, is what the
-//! cache has seen before; `hack/large-image` makes such layouts of any size, which `BENCH_SIZE` MiB hold. Temporary files are
-//! best in memory (`TMPDIR`).
+//! cache has seen before; `hack/large-image` makes such layouts of any size, and `BENCH_SIZE` MiB is what mke2fs makes of
+//! others' trees. Temporary files are best in memory (`TMPDIR`).
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 use std::{
@@ -82,8 +82,8 @@ fn mke2fs(dir: &Path) {
 
 fn build(layout: &Path, scratch: &Path, more: &[&Path]) {
     let (shell, disk, program) = (program::shell().unwrap(), scratch.join("disk"), env!("CARGO_BIN_EXE_image-tools"));
-    let (size, image) = ((number("BENCH_SIZE", 3584) + 512).to_string(), name(layout));
-    let build = cmd!(shell, "{program} build --image {image} --output {disk} --size {size}");
+    let image = name(layout);
+    let build = cmd!(shell, "{program} build --image {image} --output {disk}");
     program::run(build.args(more)).unwrap();
 }
 

@@ -40,6 +40,8 @@ pub struct Pack {
     pub file: File,
     /// Packs have an order.
     pub number: usize,
+    /// Whether it goes with this program, so that nothing of it is needed once that is on a disk.
+    pub is_scratch: bool,
 }
 
 /// A content in a pack: its fs-verity metadata, and right behind them what of its data is no hole.

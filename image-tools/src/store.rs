@@ -178,7 +178,7 @@ impl Store {
         let (stream, entries) = match cached {
             Some((file, places, read)) => {
                 progress.add(layer.descriptor.size());
-                self.packs.borrow_mut().insert(file, &places);
+                self.packs.borrow_mut().insert((file, false), &places);
                 (self.repository.ensure_object(&read.stream)?, read.entries)
             }
             None => self.read_layer(image, layer, progress)?,
@@ -201,12 +201,12 @@ impl Store {
             image.read(layer, progress, |archive| import::import(&self.repository, &mut pack, archive))?;
         let (file, places) = pack.finish()?;
         let Some(cache) = &self.cache else {
-            self.packs.borrow_mut().insert(file, &places);
+            self.packs.borrow_mut().insert((file, true), &places);
             return Ok((stream, entries));
         };
         let read = cache::Read { stream: self.repository.read_object(&stream)?, entries };
         let read = cache.save(&file, (&layer.diff_id, &places), read)?;
-        self.packs.borrow_mut().insert(file, &places);
+        self.packs.borrow_mut().insert((file, false), &places);
         Ok((stream, read.entries))
     }
 
@@ -326,7 +326,7 @@ impl Store {
         let ids = paths.iter().map(|path| add(path).with_context(|| format!("reading {}", path.display())));
         let ids = ids.collect::<Result<Vec<_>>>()?;
         let (file, places) = pack.finish()?;
-        self.packs.borrow_mut().insert(file, &places);
+        self.packs.borrow_mut().insert((file, true), &places);
         ids.iter().map(|id| self.packed(id)).collect()
     }
 }

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use anyhow::{Context, Result, ensure};
-use rustix::io::Errno;
+use rustix::{fs::FallocateFlags, io::Errno};
 
 use super::volume::{Numbers, Volume, checksum, halves};
 use crate::{
@@ -113,11 +113,7 @@ impl<'a> Marked<'a> {
             let Some(blocks) = volume.allocate(leaves as u64)? else { return Ok(false) };
             file.leaves = blocks.into_iter().flatten().collect();
         }
-        for copy in &copies {
-            let (from, to) = (copy.source * BLOCK as u64, volume.at(copy.target));
-            copy_range((&copy.from.pack.file, from), (disk, to), copy.count * BLOCK as u64)
-                .context("copying a pack")?;
-        }
+        carry(&copies, &volume, disk).context("copying a pack")?;
         self.describe(&volume, disk, filled).context("writing inodes")?;
         Ok(true)
     }
@@ -230,6 +226,33 @@ fn extend<'a>(copies: &mut Vec<Copy<'a>>, next: Copy<'a>) {
         }
         _ => copies.push(next),
     }
+}
+
+/// Copies runs, which are sorted. What will not be read again gives its memory, or its place on a disk, back.
+fn carry(copies: &[Copy<'_>], volume: &Volume<'_>, disk: &File) -> io::Result<()> {
+    /// How many blocks are copied before that is done.
+    const PIECE: u64 = (16 << 20) / BLOCK as u64;
+    for (index, copy) in copies.iter().enumerate() {
+        let pack = &copy.from.pack;
+        let next = copies.get(index + 1).filter(|next| next.from.pack.number == pack.number);
+        // A content that two files have is there twice.
+        let needed = next.map_or(u64::MAX, |next| next.source);
+        for done in (0..copy.count).step_by(PIECE as usize) {
+            let (source, count) = (copy.source + done, PIECE.min(copy.count - done));
+            let [from, length] = [source, count].map(|blocks| blocks * BLOCK as u64);
+            copy_range((&pack.file, from), (disk, volume.at(copy.target + done)), length)?;
+            if pack.is_scratch && source + count <= needed {
+                // Where the file system cannot do that, it is all given back at the end.
+                _ = rustix::fs::fallocate(
+                    &pack.file,
+                    FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                    from,
+                    length,
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The head of a list of extents: how many there are, how many there can be, and how far down the tree it stands.

@@ -209,9 +209,9 @@ pub struct Packs {
 }
 
 impl Packs {
-    /// Takes a pack up; what an earlier one has too is taken from that.
-    pub fn insert(&mut self, file: File, places: &Places) {
-        let pack = Arc::new(Pack { file, number: self.count });
+    /// Takes a pack up, and whether it is nobody else's; what an earlier one has too is taken from that.
+    pub fn insert(&mut self, (file, is_scratch): (File, bool), places: &Places) {
+        let pack = Arc::new(Pack { file, number: self.count, is_scratch });
         self.count += 1;
         for (digest, place) in places {
             let packed = || Packed { pack: pack.clone(), place: place.clone() };
@@ -274,7 +274,7 @@ mod tests {
         let blocks: u64 = blocks.sum();
         assert!(file.metadata().unwrap().len() <= (blocks + 2) * BLOCK as u64, "{blocks} blocks");
         let mut packs = Packs::default();
-        packs.insert(file, &places);
+        packs.insert((file, true), &places);
         for (content, id) in contents.iter().zip(once) {
             assert_eq!(id, compute_verity(content), "{} bytes", content.len());
             let mut out = vec![];
