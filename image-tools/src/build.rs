@@ -10,9 +10,10 @@ use tracing::info_span;
 use uuid::Uuid;
 
 use crate::{
+    arch::Arch,
     deployment::{Boot, Choice, Deployments, Ids, Sealing},
     disk,
-    oci::{Arch, Image, Reference},
+    oci::{self, Image, Reference},
     plan::{FileSystem, Format, Plan, Purpose, Wanted, lay_out, roomy},
     store::Store,
     system::{Boots, CannotBoot, System},
@@ -26,7 +27,7 @@ pub struct Request {
     /// The deployment that is staged.
     pub stage: Option<Reference>,
     /// What architecture is taken where an image is there for several.
-    pub arch: Option<Arch>,
+    pub arch: Option<&'static Arch>,
     /// Where the disk image goes; replaced as a whole, and only when it is complete.
     pub output: PathBuf,
     /// Its format.
@@ -98,9 +99,10 @@ pub struct Planned {
 /// Names what is wrong with the input.
 pub fn plan(request: Request, scratch: TempDir, runtime: Handle) -> Result<Planned> {
     let store = Store::create(&scratch.path().join("composefs"), runtime)?;
+    let arch = request.arch.map(|arch| oci::Arch::from(arch.go));
     let pull = |reference: &Reference| {
         System::pull(
-            Image::resolve(reference.clone(), request.arch.as_ref(), scratch.path())?,
+            Image::resolve(reference.clone(), arch.as_ref(), scratch.path())?,
             &store,
             request.choice.boot_type,
         )
@@ -117,6 +119,9 @@ pub fn plan(request: Request, scratch: TempDir, runtime: Handle) -> Result<Plann
     if let Some(staged) = &staged {
         let (one, other) = (&request.image, &staged.image.reference);
         ensure!(staged.id != booted.id, "{one} and {other} are the same deployment: stage another one");
+        let (is, other_is) = (booted.arch, staged.arch);
+        let why = format!("{one} is for {is}, {other} for {other_is}: no machine boots both, choose with --arch");
+        ensure!(is == other_is, CannotBoot(why));
     }
     let _step = info_span!(target: "image_tools::step", "plan").entered();
     let seed = request.seed.clone();
@@ -132,7 +137,8 @@ pub fn plan(request: Request, scratch: TempDir, runtime: Handle) -> Result<Plann
     let programs = disk::programs(&partitions, request.format)?;
     let Request { size, format, time, output, .. } = request;
     let staged = staged.map(|staged| staged.id);
-    let plan = Plan { booted: booted.id, staged, size, uuid: name("disk"), format, time, partitions, programs };
+    let arch = booted.arch;
+    let plan = Plan { booted: booted.id, staged, arch, size, uuid: name("disk"), format, time, partitions, programs };
     Ok(Planned { plan, output, root: ids.root, seed, scratch })
 }
 

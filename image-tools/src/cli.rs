@@ -13,7 +13,8 @@ use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    oci::{Arch, Corrupt},
+    arch::{self, Arch},
+    oci::Corrupt,
     plan::NoRoom,
     system::{CannotBoot, Incomplete},
     workshop::Workshop,
@@ -66,11 +67,8 @@ impl Cli {
 }
 
 /// An architecture as typed.
-fn arch(text: &str) -> Result<Arch, String> {
-    match Arch::from(text) {
-        Arch::Other(_) => Err("expected an architecture as Go calls it: amd64, arm64, riscv64, …".to_owned()),
-        arch => Ok(arch),
-    }
+fn arch(text: &str) -> Result<&'static Arch, arch::Unsupported> {
+    Arch::named(text)
 }
 
 /// The exit code of an error: 2 for a command line that has no meaning, 3 for an image or a size that is refused, 1 where

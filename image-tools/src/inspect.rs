@@ -3,6 +3,7 @@
 pub mod ext4;
 pub mod fat;
 pub mod grub;
+pub mod machine;
 mod next;
 pub mod objects;
 pub mod table;
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use finalize::{
-    boot::{self, Loader, entries::Entries},
+    boot::{self, Loader, bls::Entry, entries::Entries},
     digest::DeploymentId,
     layout,
     staged::{BootType, Marker, Origin},
@@ -24,7 +25,7 @@ use serde::Serialize;
 use xshell::cmd;
 
 use self::{ext4::Ext4, fat::Fat, grub::GrubFs, table::Partition};
-use crate::program;
+use crate::{arch::Arch, program};
 
 /// An opened disk image; another format is converted to raw for as long as this lives.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// Its partitions.
     pub partitions: Vec<Partition>,
+    /// What machine it is for, where somebody says so or the disk tells.
+    pub arch: Option<&'static Arch>,
     /// The ESP.
     pub esp: Fat,
     /// The physical root.
@@ -51,6 +54,8 @@ pub struct Disk {
 pub struct Report {
     /// 1.
     pub schema: u32,
+    /// What machine it is for, by the name that OCI images have it by.
+    pub arch: Option<&'static Arch>,
     /// The partitions.
     pub partitions: Vec<Partition>,
     /// Who boots it.
@@ -94,18 +99,17 @@ pub struct Deployment {
 }
 
 impl Disk {
-    /// Opens an image in any format that qemu-img reads.
+    /// Opens an image in any format that qemu-img reads, which is for a machine of the kind `arch`; for what it tells itself
+    /// where nothing is said.
     ///
     /// # Errors
     ///
     /// When it has no partition table of ours: names what is missing.
-    pub fn open(image: &Path) -> Result<Self> {
+    pub fn open(image: &Path, arch: Option<&'static Arch>) -> Result<Self> {
         let mut scratch = None;
         let mut path = image.to_owned();
         let shell = program::shell()?;
-        let info = program::run(cmd!(shell, "qemu-img info -U --output=json {image}"))?;
-        let info: serde_json::Value = serde_json::from_str(&info).context("reading what qemu-img says")?;
-        if info["format"] != "raw" {
+        if format(image)? != "raw" {
             let dir = tempfile::tempdir()?;
             path = dir.path().join("disk.raw");
             program::run(cmd!(shell, "qemu-img convert -U -O raw {image} {path}"))?;
@@ -121,7 +125,11 @@ impl Disk {
         let (boot, prefix) = find("boot").map_or((root, "/boot"), |boot| (boot, ""));
         let (boot, grub) = (boot.clone(), GrubFs::partition(&path, boot.number));
         let (esp, root) = (Fat::at(&path, esp.start), Ext4::at(&path, root.start));
-        Ok(Self { path, partitions, esp, root, boot, grub, prefix, _scratch: scratch })
+        let arch = match arch {
+            None => machine::of(&partitions, &esp)?,
+            said => said,
+        };
+        Ok(Self { path, partitions, arch, esp, root, boot, grub, prefix, _scratch: scratch })
     }
 
     /// What is on it.
@@ -139,6 +147,7 @@ impl Disk {
         let staged = staged.and_then(|text| text.parse::<Marker>().ok()).map(|marker| marker.depl_id);
         Ok(Report {
             schema: 1,
+            arch: self.arch,
             partitions: self.partitions.clone(),
             loader,
             entries: self.boot_entries(loader, layout::ENTRIES)?,
@@ -163,9 +172,17 @@ impl Disk {
         Ok(files.into_iter().collect())
     }
 
+    /// The entries in the order in which the loader shows them on the machine that the disk is for.
+    fn ordered<'a>(&self, entries: &'a Entries, loader: Loader) -> Vec<(&'a str, Entry)> {
+        match self.arch {
+            Some(arch) => entries.ordered_on(arch.efi, loader),
+            None => entries.ordered(loader),
+        }
+    }
+
     fn boot_entries(&self, loader: Loader, dir: &str) -> Result<Vec<BootEntry>> {
         let entries = self.entries(loader, dir)?;
-        let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
+        let list = self.ordered(&entries, loader).into_iter().map(|(file, entry)| BootEntry {
             file: file.to_owned(),
             deployment: entry.deployment(),
             title: entry.value("title").map(str::to_owned),
@@ -210,6 +227,7 @@ impl Disk {
     pub fn check(&self, report: &Report) -> Result<Vec<String>> {
         let mut wrong = self.check_boot(report)?;
         wrong.extend(self.check_next(report)?);
+        wrong.extend(self.check_machine()?);
         wrong.extend(self.check_configuration(report.loader)?);
         wrong.extend(self.esp.fsck()?);
         for partition in self.partitions.iter().filter(|found| ["boot", "root"].contains(&found.name.as_str())) {
@@ -240,7 +258,8 @@ impl Disk {
 
     /// A GRUB that does not find its configuration on the ESP.
     fn check_home(&self) -> Result<Option<String>> {
-        let homes = boot::grub::homes(&self.esp.bytes("EFI/BOOT/BOOTX64.EFI")?.unwrap_or_default());
+        let Some(arch) = self.arch else { return Ok(None) };
+        let homes = boot::grub::homes(&self.esp.bytes(&arch.default_loader())?.unwrap_or_default());
         for home in &homes {
             if self.esp.exists(&format!("EFI/{home}/grub.cfg"))? {
                 return Ok(None);
@@ -321,11 +340,20 @@ impl Disk {
     }
 }
 
+/// What qemu-img calls the format of an image.
+fn format(image: &Path) -> Result<String> {
+    let shell = program::shell()?;
+    let info = program::run(cmd!(shell, "qemu-img info -U --output=json {image}"))?;
+    let info: serde_json::Value = serde_json::from_str(&info).context("reading what qemu-img says")?;
+    info["format"].as_str().map(str::to_owned).context("reading what qemu-img says: it names no format")
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for part in &self.partitions {
             writeln!(f, "partition   {} {} MiB", part.name, part.size >> 20)?;
         }
+        writeln!(f, "machine     {}", self.arch.map_or("unknown", |arch| arch.linux))?;
         writeln!(f, "boot loader {}", self.loader)?;
         for (what, list) in [("entry", &self.entries), ("staged", &self.staged_entries)] {
             for entry in list {

@@ -6,7 +6,7 @@ mod print;
 use finalize::digest::DeploymentId;
 use uuid::Uuid;
 
-use crate::node::Node;
+use crate::{arch::Arch, node::Node};
 
 const MIB: u64 = 1 << 20;
 
@@ -28,6 +28,8 @@ pub struct Plan {
     pub booted: DeploymentId,
     /// The staged one.
     pub staged: Option<DeploymentId>,
+    /// What machine it is for.
+    pub arch: &'static Arch,
     /// Its size in bytes.
     pub size: u64,
     /// The identifier of its partition table.

@@ -25,7 +25,8 @@ impl Deployments<'_> {
     fn options(&self, system: &System) -> String {
         let mark = if self.choice.sealing == Sealing::Sealed { "" } else { "?" };
         let mut line = format!("composefs={mark}{} root=UUID={} rw", system.id, self.ids.root);
-        for word in system.kargs.iter().chain(&self.choice.options) {
+        let console = system.arch.console(&self.choice.options.join(" "));
+        for word in system.kargs.iter().chain(&self.choice.options).chain(&console) {
             line.push(' ');
             line.push_str(word);
         }
