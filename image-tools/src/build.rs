@@ -12,10 +12,11 @@ use tracing::info_span;
 use uuid::Uuid;
 
 use crate::{
+    arch::Arch,
     deployment::{Choice, Deployments, Ids, Sealing},
     disk,
     node::Node,
-    oci::{Arch, Image, Reference},
+    oci::{self, Image, Reference},
     plan::{
         FileSystem, Format, Plan, Purpose, Wanted, disk_size, lay_out,
         size::{Later, Load},
@@ -32,7 +33,7 @@ pub struct Request {
     /// The deployment that is staged.
     pub stage: Option<Reference>,
     /// What architecture is taken where an image is there for several.
-    pub arch: Option<Arch>,
+    pub arch: Option<&'static Arch>,
     /// Where the disk image goes; replaced as a whole, and only when it is complete.
     pub output: PathBuf,
     /// Its format.
@@ -110,9 +111,10 @@ pub struct Planned {
 pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
     let cache = request.cache.as_deref().map(Cache::open).transpose()?;
     let store = Store::of_format(request.erofs, &scratch.path().join("composefs"))?.with_cache(cache);
+    let arch = request.arch.map(|arch| oci::Arch::from(arch.go));
     let pull = |reference: &Reference| {
         System::pull(
-            Image::resolve(reference.clone(), request.arch.as_ref(), scratch.path())?,
+            Image::resolve(reference.clone(), arch.as_ref(), scratch.path())?,
             &store,
             request.choice.boot_type,
         )
@@ -129,6 +131,9 @@ pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
     if let Some(staged) = &staged {
         let (one, other) = (&request.image, &staged.image.reference);
         ensure!(staged.id != booted.id, "{one} and {other} are the same deployment: stage another one");
+        let (is, other_is) = (booted.arch, staged.arch);
+        let why = format!("{one} is for {is}, {other} for {other_is}: no machine boots both, choose with --arch");
+        ensure!(is == other_is, CannotBoot(why));
     }
     let _step = info_span!(target: "image_tools::step", "plan").entered();
     let seed = request.seed.clone();
@@ -151,7 +156,8 @@ pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
     let time = time.max(1);
     let size = request.size.unwrap_or_else(|| disk_size(&partitions));
     let staged = staged.map(|staged| staged.id);
-    let plan = Plan { booted: booted.id, staged, size, uuid: name("disk"), format, time, partitions, programs };
+    let arch = booted.arch;
+    let plan = Plan { booted: booted.id, staged, arch, size, uuid: name("disk"), format, time, partitions, programs };
     Ok(Planned { plan, output, root: ids.root, seed, scratch })
 }
 

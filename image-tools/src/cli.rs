@@ -14,7 +14,8 @@ use clap::{Parser, Subcommand};
 use finalize::cmdline::Format;
 
 use crate::{
-    oci::{Arch, Corrupt},
+    arch::{self, Arch},
+    oci::Corrupt,
     plan::NoRoom,
     system::{CannotBoot, Incomplete},
     workshop::Workshop,
@@ -67,11 +68,8 @@ impl Cli {
 }
 
 /// An architecture as typed.
-fn arch(text: &str) -> Result<Arch, String> {
-    match Arch::from(text) {
-        Arch::Other(_) => Err("expected an architecture as Go calls it: amd64, arm64, riscv64, …".to_owned()),
-        arch => Ok(arch),
-    }
+fn arch(text: &str) -> Result<&'static Arch, arch::Unsupported> {
+    Arch::named(text)
 }
 
 /// The format of the EROFS image that a deployment is, and so its digest, which names it.

@@ -40,10 +40,14 @@ use self::{
     scratch::{ForGrub, Scratch},
 };
 use crate::{
+    arch::Arch,
     inspect::{self, table},
     sparse,
     vm::{Changes, Machine, Show, Vm, accel::Asked},
 };
+
+/// The disk when the recording began, in its directory.
+pub const BASE: &str = "base.raw";
 
 /// How many power cuts a thread tries in a row: what it has seen of one serves the next, which differs by a write.
 const STRETCH: usize = 16;
@@ -64,6 +68,8 @@ pub enum Watched {
 pub struct Session {
     /// What is recorded of it.
     pub watched: Watched,
+    /// The kind of machine.
+    pub arch: &'static Arch,
     /// A disk with a booted and a staged deployment; it is not changed.
     pub disk: PathBuf,
     /// The machine that was saved on it, which has booted already.
@@ -114,7 +120,7 @@ impl Recording {
 
     fn of_shutdown(dir: &Path, session: &Session) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-        let [base, last, writes] = ["base.raw", "final.raw", "writes.log"].map(|name| dir.join(name));
+        let [base, last, writes] = [BASE, "final.raw", "writes.log"].map(|name| dir.join(name));
         sparse::copy(&session.disk, &base)?;
         if session.crowded {
             crowd::crowd(&base)?;
@@ -167,7 +173,7 @@ impl Recording {
     }
 
     fn judge(&self) -> Result<Judge> {
-        let [base, last] = ["base.raw", "final.raw"].map(|name| self.dir.join(name));
+        let [base, last] = [BASE, "final.raw"].map(|name| self.dir.join(name));
         let judge = match &self.shutdown {
             None => Judge::learn(&base, &last)?,
             Some(shutdown) => shutdown.judge()?.at_next_boot(&base, &last)?,
@@ -187,12 +193,12 @@ impl Recording {
 
     /// Partitions to try power cuts on, in the directory `dir`.
     fn scratch(&self, judge: &Judge, dir: &Path) -> Result<Scratch> {
-        Scratch::copy(&self.dir.join("base.raw"), dir, &judge.for_grub)
+        Scratch::copy(&self.dir.join(BASE), dir, &judge.for_grub)
     }
 
     /// The disk after a power cut, in a file.
     fn disk(&self, case: &Case, path: &Path) -> Result<()> {
-        sparse::copy(&self.dir.join("base.raw"), path)?;
+        sparse::copy(&self.dir.join(BASE), path)?;
         repeat(&self.log, self.mark, case, path)
     }
 
@@ -297,7 +303,7 @@ impl Recording {
 
 /// What was written to the disk of a recording.
 fn log(dir: &Path) -> Result<Log> {
-    let base = dir.join("base.raw");
+    let base = dir.join(BASE);
     let all = table::read(&base)?.into_iter().map(|partition| inspect::ext4::superblock(&base, partition.start));
     let superblocks: Vec<_> = all.filter_map(Result::transpose).collect::<Result<_>>()?;
     Log::open(&dir.join("writes.log"), &superblocks)
@@ -311,6 +317,7 @@ fn repeat(log: &Log, mark: usize, case: &Case, disk: &Path) -> Result<()> {
 
 fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
     Machine {
+        arch: session.arch,
         disk: disk.to_owned(),
         changes: Changes::Keep,
         write_log: None,

@@ -7,6 +7,7 @@ mod find;
 mod fit;
 pub mod grub;
 pub mod kind;
+pub mod machine;
 mod next;
 pub mod objects;
 mod report;
@@ -21,7 +22,7 @@ use serde::Serialize;
 use xshell::cmd;
 
 use self::{ext4::Ext4, fat::Fat, find::Found, grub::GrubFs, table::Partition};
-use crate::program;
+use crate::{arch::Arch, program};
 
 /// An opened disk image; another format is converted to raw for as long as this lives.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// Its partitions.
     pub partitions: Vec<Partition>,
+    /// What machine it is for, where somebody says so or the disk tells.
+    pub arch: Option<&'static Arch>,
     found: Found,
     _scratch: Option<tempfile::TempDir>,
 }
@@ -50,6 +53,8 @@ pub struct Boot {
 pub struct Report {
     /// 1.
     pub schema: u32,
+    /// What machine it is for, by the name that OCI images have it by.
+    pub arch: Option<&'static Arch>,
     /// The partitions.
     pub partitions: Vec<Partition>,
     /// Who boots it; none that is known.
@@ -97,18 +102,17 @@ pub struct Deployment {
 }
 
 impl Disk {
-    /// Opens an image in any format that qemu-img reads.
+    /// Opens an image in any format that qemu-img reads, which is for a machine of the kind `arch`; for what it tells itself
+    /// where nothing is said.
     ///
     /// # Errors
     ///
     /// When it has no partition table that is read: says what it has.
-    pub fn open(image: &Path) -> Result<Self> {
+    pub fn open(image: &Path, arch: Option<&'static Arch>) -> Result<Self> {
         let mut scratch = None;
         let mut path = image.to_owned();
         let shell = program::shell()?;
-        let info = program::run(cmd!(shell, "qemu-img info -U --output=json {image}"))?;
-        let info: serde_json::Value = serde_json::from_str(&info).context("reading what qemu-img says")?;
-        if info["format"] != "raw" {
+        if format(image)? != "raw" {
             let dir = tempfile::tempdir()?;
             path = dir.path().join("disk.raw");
             program::run(cmd!(shell, "qemu-img convert -U -O raw {image} {path}"))?;
@@ -118,7 +122,11 @@ impl Disk {
         let (partitions, damage) = table::read_both(&path).with_context(named)?;
         let mut found = find::find(&path, &partitions).with_context(|| format!("looking into {}", image.display()))?;
         found.notes.extend(damage);
-        Ok(Self { path, partitions, found, _scratch: scratch })
+        let arch = match arch {
+            None => found.arch(&partitions)?,
+            said => said,
+        };
+        Ok(Self { path, partitions, arch, found, _scratch: scratch })
     }
 
     /// The ESP that is booted from.
@@ -147,4 +155,12 @@ impl Disk {
     pub fn boot(&self) -> Result<&Boot> {
         self.found.boot.as_ref().context("the disk has no boot directory")
     }
+}
+
+/// What qemu-img calls the format of an image.
+fn format(image: &Path) -> Result<String> {
+    let shell = program::shell()?;
+    let info = program::run(cmd!(shell, "qemu-img info -U --output=json {image}"))?;
+    let info: serde_json::Value = serde_json::from_str(&info).context("reading what qemu-img says")?;
+    info["format"].as_str().map(str::to_owned).context("reading what qemu-img says: it names no format")
 }

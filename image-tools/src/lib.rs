@@ -1,5 +1,6 @@
 //! From OCI images to bootable composefs disk images, without root, loop devices, mounts or a helper VM.
 
+pub mod arch;
 pub mod build;
 pub mod cli;
 pub mod crash;

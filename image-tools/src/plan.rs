@@ -8,7 +8,7 @@ use finalize::digest::DeploymentId;
 use uuid::Uuid;
 
 use self::size::{Later, Room};
-use crate::node::Node;
+use crate::{arch::Arch, node::Node};
 
 const MIB: u64 = 1 << 20;
 
@@ -22,6 +22,8 @@ pub struct Plan {
     pub booted: DeploymentId,
     /// The staged one.
     pub staged: Option<DeploymentId>,
+    /// What machine it is for.
+    pub arch: &'static Arch,
     /// Its size in bytes.
     pub size: u64,
     /// The identifier of its partition table.

@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context, Result};
 use xshell::{Cmd, Shell};
 
+use crate::arch;
+
 /// Which package of Debian has a program, where that has another name.
 const PACKAGES: &[(&str, &str)] = &[
     ("debugfs", "e2fsprogs"),
@@ -27,7 +29,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mshowfat", "mtools"),
     ("mtype", "mtools"),
     ("qemu-img", "qemu-utils"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
     ("setpriv", "util-linux"),
     ("ukify", "systemd-ukify"),
     ("unshare", "util-linux"),
@@ -57,7 +58,8 @@ pub enum Error {
 }
 
 fn package(name: &str) -> String {
-    let found = PACKAGES.iter().find(|(program, _)| *program == name);
+    let machines = arch::TABLE.iter().map(|arch| (arch.qemu.program, arch.qemu.package));
+    let found = PACKAGES.iter().copied().chain(machines).find(|(program, _)| *program == name);
     found.map_or_else(String::new, |(_, package)| format!(" The package is {package}"))
 }
 

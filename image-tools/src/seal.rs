@@ -11,15 +11,16 @@ use finalize::{
 use xshell::cmd;
 
 use crate::{
-    oci::{Added, Arch, Image, Kind, Reference},
+    arch::Arch,
+    oci::{self, Added, Image, Kind, Reference},
     program,
     store::Store,
     system::{Boots, CannotBoot, System, os::OS_RELEASE, uki::DIR},
     workshop::Workshop,
 };
 
-/// The stub in the image that becomes the UKI.
-const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+/// Where an image has the stub that becomes the UKI.
+const STUBS: &str = "usr/lib/systemd/boot/efi";
 
 /// An image that is to be sealed.
 #[derive(Debug, Clone)]
@@ -27,12 +28,12 @@ pub struct Request {
     /// The image.
     pub image: Reference,
     /// What architecture is taken where it is there for several.
-    pub arch: Option<Arch>,
+    pub arch: Option<&'static Arch>,
     /// The OCI layout that is made; it must not exist.
     pub output: PathBuf,
     /// The name of the image in it.
     pub tag: String,
-    /// The kernel's command line, but for `composefs=`.
+    /// The kernel's command line, but for `composefs=`, and for the console where it names none.
     pub options: String,
     /// The program that makes a UKI; it is part of systemd.
     pub ukify: PathBuf,
@@ -41,11 +42,11 @@ pub struct Request {
 }
 
 /// The digest of an image in this EROFS format: what its deployment is called.
-pub fn digest(image: (Reference, Option<Arch>), format: Format, workshop: &Workshop) -> Result<DeploymentId> {
+pub fn digest(image: (Reference, Option<&'static Arch>), format: Format, workshop: &Workshop) -> Result<DeploymentId> {
     let (image, arch) = image;
     let scratch = workshop.anywhere()?;
     let store = Store::of_format(format, &scratch.path().join("composefs"))?;
-    Ok(System::pull(Image::resolve(image, arch.as_ref(), scratch.path())?, &store, BootType::Bls)?.id)
+    Ok(System::pull(resolve(image, arch, scratch.path())?, &store, BootType::Bls)?.id)
 }
 
 /// Makes the layout of `request`: the image with one more layer, which holds its UKI. Returns the image's digest.
@@ -58,11 +59,8 @@ pub fn seal(request: Request, workshop: &Workshop) -> Result<DeploymentId> {
     ensure!(!output.exists(), "{} exists: remove it, or choose another --output", output.display());
     let scratch = workshop.beside(output)?;
     let store = Store::of_format(request.format, &scratch.path().join("composefs"))?;
-    let system = System::pull(
-        Image::resolve(request.image.clone(), request.arch.as_ref(), scratch.path())?,
-        &store,
-        BootType::Bls,
-    )?;
+    let image = resolve(request.image.clone(), request.arch, scratch.path())?;
+    let system = System::pull(image, &store, BootType::Bls)?;
     let uki = scratch.path().join("uki.efi");
     ukify(&store, &system, &request, &uki).with_context(|| format!("making a UKI of {}", request.image))?;
     let made = scratch.path().join("layout");
@@ -75,17 +73,22 @@ pub fn seal(request: Request, workshop: &Workshop) -> Result<DeploymentId> {
     Ok(sealed.id)
 }
 
+fn resolve(image: Reference, arch: Option<&'static Arch>, scratch: &Path) -> Result<Image> {
+    Image::resolve(image, arch.map(|arch| oci::Arch::from(arch.go)).as_ref(), scratch)
+}
+
 fn ukify(store: &Store, system: &System, request: &Request, output: &Path) -> Result<()> {
     let Boots::Kernel(kernel) = &system.boots else { bail!("the image has no kernel") };
     let file = |path: &str, remedy: &str| -> Result<PathBuf> {
         let file = store.file(&system.tree, Path::new(path))?;
         Ok(file.ok_or_else(|| CannotBoot(format!("the image has no {path}: {remedy}")))?.path)
     };
-    let stub = file(STUB, "install systemd-boot-efi in it")?;
+    let stub = file(&format!("{STUBS}/{}", system.arch.stub()), "install systemd-boot-efi in it")?;
     let os_release = format!("@{}", file(OS_RELEASE, "every system has one")?.display());
     let (ukify, linux, initrd) = (&request.ukify, &kernel.vmlinuz.path, &kernel.initrd.path);
+    let console = system.arch.console(&request.options).map_or_else(String::new, |word| format!(" {word}"));
     let target = Target { id: system.id.clone(), verity: Verity::Required, format: request.format };
-    let cmdline = format!("{target} {}", request.options);
+    let cmdline = format!("{target} {}{console}", request.options);
     let shell = program::shell()?;
     let input = cmd!(shell, "{ukify} build --linux {linux} --initrd {initrd} --cmdline {cmdline}");
     let words = ["--os-release", &os_release, "--stub"];

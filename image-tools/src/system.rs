@@ -13,6 +13,7 @@ use finalize::{digest::DeploymentId, staged::BootType};
 use self::{kernel::Kernel, os::Os, uki::Uki};
 pub use crate::store::Incomplete;
 use crate::{
+    arch::Arch,
     node::HostFile,
     oci::Image,
     store::{Pulled, Store, Tree},
@@ -49,6 +50,8 @@ pub struct System {
     pub id: DeploymentId,
     /// The image that it came in.
     pub image: Image,
+    /// What machine it is for.
+    pub arch: &'static Arch,
     /// Its files.
     pub tree: Tree,
     /// The same as its EROFS image has them, with SELinux labels.
@@ -74,14 +77,15 @@ impl System {
     }
 
     fn read(image: Image, store: &Store, boot_type: BootType) -> Result<Self> {
+        let arch = Arch::named(&image.arch.to_string()).map_err(|why| CannotBoot(why.to_string()))?;
         let Pulled { id, tree, labelled } = store.pull(&image)?;
         let boots = match boot_type {
             BootType::Bls => Boots::Kernel(Kernel::find(store, &tree)?),
             BootType::Uki => Boots::Uki(Uki::find(store, &tree, &id)?),
         };
         let os = Os::find(store, &tree)?;
-        let kargs = kargs::find(store, &tree, &image.arch)?;
-        Ok(Self { id, image, tree, labelled, boots, os, kargs })
+        let kargs = kargs::find(store, &tree, arch)?;
+        Ok(Self { id, image, arch, tree, labelled, boots, os, kargs })
     }
 
     /// The content of its file at `path`, without which it does not boot; `remedy` says what brings it.

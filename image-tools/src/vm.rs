@@ -25,6 +25,7 @@ use self::{
     saved::Saved,
     watch::{Ending, Watch},
 };
+use crate::{arch::Arch, program};
 
 /// How long a program that is asked to end is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What to boot, and how.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    /// The kind of machine.
+    pub arch: &'static Arch,
     /// The disk image, raw or qcow2.
     pub disk: PathBuf,
     /// Whether the disk keeps what the guest writes.
@@ -103,8 +106,8 @@ impl Vm {
     /// When QEMU is missing, too old, does not start, or does not know what was saved: with what it said.
     pub fn start(machine: &Machine) -> Result<Self> {
         let taken = match &machine.resume {
-            None => accel::choose(&machine.accel)?,
-            Some(state) => accel::choose_again(Saved::read(state)?.accelerator, &machine.accel)
+            None => accel::choose(&machine.accel, machine.arch)?,
+            Some(state) => accel::choose_again(Saved::read(state)?.accelerator, &machine.accel, machine.arch)
                 .with_context(|| format!("going on from {}", state.display()))?,
         };
         let mut vm = Self::launch(taken, (&machine.log, machine.show), machine.timeout, |accel, scratch| {
@@ -136,7 +139,7 @@ impl Vm {
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
         let life = tracing::info_span!("machine", ?command);
         life.in_scope(|| tracing::info!("started"));
-        let mut child = command.spawn().context("starting qemu-system-x86_64: is it installed?")?;
+        let mut child = command.spawn().map_err(|error| program::not_started(qemu::STARTER, error))?;
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let watch = Watch::default();
         let reader = console::read(&mut child, log, show, &watch)?;

@@ -61,13 +61,21 @@ impl Entries {
         self.0.keys().any(|other| other.eq_ignore_ascii_case(name))
     }
 
-    /// The entries in the order in which `loader` shows them: the first one boots.
+    /// The entries in the order in which `loader` shows them on this machine: the first one boots.
     pub fn ordered(&self, loader: Loader) -> Vec<(&str, Entry)> {
+        self.ordered_by(loader, Item::of_entry)
+    }
+
+    /// The same on a machine that entries call `architecture`: `x64`, say.
+    pub fn ordered_on(&self, architecture: &str, loader: Loader) -> Vec<(&str, Entry)> {
+        self.ordered_by(loader, |name, entry| Item::of_entry_on(architecture, name, entry))
+    }
+
+    fn ordered_by(&self, loader: Loader, item: impl Fn(&str, &Entry) -> Item) -> Vec<(&str, Entry)> {
         let parse = |(name, content): (_, &str)| content.parse().ok().map(|entry: Entry| (name, entry));
         let bootable = |(_, entry): &(&str, Entry)| entry.files().next().is_some();
         let list: Vec<_> = self.files().filter(|(name, _)| is_entry(name)).filter_map(parse).filter(bootable).collect();
-        let mut list: Vec<_> =
-            list.into_iter().map(|(name, entry)| (Item::of_entry(name, &entry), name, entry)).collect();
+        let mut list: Vec<_> = list.into_iter().map(|(name, entry)| (item(name, &entry), name, entry)).collect();
         list.retain(|(item, ..)| item.is_shown(loader, None));
         list.sort_by(|one, other| order::compare(loader, &one.0, &other.0));
         list.into_iter().map(|(_, name, entry)| (name, entry)).collect()
@@ -128,6 +136,17 @@ mod tests {
     fn grub_sorts_by_file_name_descending() {
         check(Loader::Grub, &[("x-9-0", "linux /a"), ("x-10-1", "linux /a")], &["x-10-1", "x-9-0"]);
         check(Loader::Grub, &[("x-13-0", "linux /a"), ("x-13-1", "linux /a")], &["x-13-1", "x-13-0"]);
+    }
+
+    #[test]
+    fn an_entry_for_another_machine_is_shown_there() {
+        let all =
+            entries(&[("a", "architecture x64;linux /a"), ("b", "architecture AA64;linux /b"), ("c", "linux /c")]);
+        let shown = |architecture: &str| -> String {
+            let list = all.ordered_on(architecture, Loader::SystemdBoot);
+            list.iter().map(|(name, _)| name.trim_end_matches(".conf")).collect()
+        };
+        assert_eq!([shown("x64"), shown("aa64")], ["ca", "cb"]);
     }
 
     #[test]

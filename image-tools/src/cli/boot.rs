@@ -2,7 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -10,9 +10,13 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 
-use crate::vm::{
-    Changes, Machine, Show, Vm,
-    accel::{Asked, Taken, Wanted},
+use crate::{
+    arch::Arch,
+    inspect::machine,
+    vm::{
+        Changes, Machine, Show, Vm,
+        accel::{Asked, Taken, Wanted},
+    },
 };
 
 /// The machine as typed.
@@ -20,6 +24,9 @@ use crate::vm::{
 pub struct Boot {
     /// The disk image, raw or qcow2
     disk: PathBuf,
+    /// The architecture; what the disk is for, as far as it tells, and else this machine's
+    #[arg(long, value_parser = super::arch)]
+    arch: Option<&'static Arch>,
     /// Drop what the guest writes
     #[arg(long)]
     snapshot: bool,
@@ -104,6 +111,7 @@ impl Boot {
     /// When QEMU fails, or the guest ends before it is ready: with its last words.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         let machine = Machine {
+            arch: arch_of(&self.disk, self.arch)?,
             disk: self.disk,
             changes: if self.snapshot { Changes::Drop } else { Changes::Keep },
             write_log: self.write_log,
@@ -139,6 +147,14 @@ impl Boot {
         let status = vm.run(program.as_ref(), arguments, &machine)?;
         vm.power_down()?;
         Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    }
+}
+
+/// What a disk is booted on: what somebody says, what the disk tells, or what this machine is.
+pub fn arch_of(disk: &Path, said: Option<&'static Arch>) -> Result<&'static Arch> {
+    match said {
+        Some(arch) => Ok(arch),
+        None => Ok(machine::of_disk(disk)?.map_or_else(Arch::host, Ok)?),
     }
 }
 

@@ -7,9 +7,10 @@ use clap::{Args, CommandFactory, error::ErrorKind};
 use finalize::{boot::Loader, staged::BootType};
 
 use crate::{
+    arch::Arch,
     build::{self, BootFs, Esps, Request},
     deployment::{Boot, Choice, Sealing},
-    oci::{Arch, Reference},
+    oci::Reference,
     plan::Format,
     workshop::Workshop,
 };
@@ -23,9 +24,9 @@ pub struct Build {
     /// The deployment that is staged
     #[arg(long)]
     stage: Option<Reference>,
-    /// The architecture, as Go calls it (amd64, arm64), where an image is there for several; the build host's unless told
+    /// The architecture, where an image is there for several; this machine's unless told
     #[arg(long, value_parser = super::arch)]
-    arch: Option<Arch>,
+    arch: Option<&'static Arch>,
     /// The disk image
     #[arg(long)]
     output: PathBuf,
@@ -69,7 +70,8 @@ pub struct Build {
     /// it; anything in it may be removed at any time
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// More words for the kernel command line; with console=ttyS0, unless one of them is a console. UKIs bring their own
+    /// More words for the kernel command line; with one for the console on the serial port,
+    /// unless one of them is a console. UKIs bring their own
     #[arg(long)]
     options: Vec<String>,
     /// The time of files that no image brings, seconds since 1970; when the newest image was created, unless told
@@ -133,7 +135,7 @@ impl Build {
             boot_type: self.boot_type,
             boot: if self.boot_partition.is_some() { Boot::Partition } else { Boot::Directory },
             sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
-            options: options(self.options),
+            options: self.options,
             target: self.target_imgref,
         };
         Ok(Request {
@@ -154,12 +156,4 @@ impl Build {
             time: self.time,
         })
     }
-}
-
-/// A guest that says nothing on its serial console looks as if it hung.
-fn options(mut words: Vec<String>) -> Vec<String> {
-    if !words.iter().flat_map(|words| words.split_whitespace()).any(|word| word.starts_with("console=")) {
-        words.push("console=ttyS0".to_owned());
-    }
-    words
 }

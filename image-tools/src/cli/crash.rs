@@ -9,12 +9,15 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use super::boot::Limits;
-use crate::crash::{
-    Recording, Session, Watched,
-    case::Case,
-    judge::Verdict,
-    proof::{Cuts, Enough, Proof},
+use super::boot::{Limits, arch_of};
+use crate::{
+    arch::Arch,
+    crash::{
+        BASE, Recording, Session, Watched,
+        case::Case,
+        judge::Verdict,
+        proof::{Cuts, Enough, Proof},
+    },
 };
 
 /// What is proven, as typed.
@@ -22,6 +25,9 @@ use crate::crash::{
 pub struct Crash {
     /// A disk image with a staged deployment; not changed. Without it, the recording in DIR is tried again
     disk: Option<PathBuf>,
+    /// The architecture; what the disk is for, as far as it tells, and else this machine's
+    #[arg(long, value_parser = super::arch)]
+    arch: Option<&'static Arch>,
     /// Where the recording is kept: the disk, its writes, what becomes of it
     #[arg(long, value_name = "DIR")]
     recording: PathBuf,
@@ -81,7 +87,9 @@ impl Crash {
     ///
     /// When the machine cannot be recorded, or a disk cannot be judged.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
+        let disk = self.disk.clone().unwrap_or_else(|| self.recording.join(BASE));
         let session = Session {
+            arch: arch_of(&disk, self.arch)?,
             watched: if self.next_boot { Watched::NextBoot } else { Watched::Shutdown },
             disk: self.disk.clone().unwrap_or_default(),
             resume: self.resume.clone(),

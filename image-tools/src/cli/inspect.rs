@@ -5,13 +5,16 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::Args;
 
-use crate::inspect::Disk;
+use crate::{arch::Arch, inspect::Disk};
 
 /// The image as typed.
 #[derive(Debug, Args)]
 pub struct Inspect {
     /// The disk image
     disk: PathBuf,
+    /// The architecture; what the disk is for unless told, as far as that can be seen
+    #[arg(long, value_parser = super::arch)]
+    arch: Option<&'static Arch>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -27,7 +30,7 @@ impl Inspect {
     ///
     /// When the image cannot be read.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
-        let disk = Disk::open(&self.disk)?;
+        let disk = Disk::open(&self.disk, self.arch)?;
         let report = disk.report()?;
         let wrong = if self.check { disk.check(&report)? } else { vec![] };
         match self.json {

@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::{
-    oci::{Arch, Reference},
+    arch::Arch,
+    oci::Reference,
     seal::{self, Request},
     workshop::Workshop,
 };
@@ -16,17 +17,17 @@ use crate::{
 pub struct Seal {
     /// The image: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     image: Reference,
-    /// The architecture, as Go calls it (amd64, arm64), where an image is there for several; the build host's unless told
+    /// The architecture, where an image is there for several; this machine's unless told
     #[arg(long, value_parser = super::arch)]
-    arch: Option<Arch>,
+    arch: Option<&'static Arch>,
     /// The OCI layout to make
     #[arg(long)]
     output: PathBuf,
     /// The name of the image in it
     #[arg(long, default_value = "latest")]
     tag: String,
-    /// The kernel's command line, but for composefs=
-    #[arg(long, default_value = "root=LABEL=root rw console=ttyS0")]
+    /// The kernel's command line, but for composefs=; with one word for the console on the serial port, unless it names a console
+    #[arg(long, default_value = "root=LABEL=root rw")]
     options: String,
     /// The program that makes a UKI
     #[arg(long, default_value = "ukify")]
@@ -51,9 +52,9 @@ impl Seal {
 pub struct Digest {
     /// The image: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     image: Reference,
-    /// The architecture, as Go calls it (amd64, arm64), where an image is there for several; the build host's unless told
+    /// The architecture, where an image is there for several; this machine's unless told
     #[arg(long, value_parser = super::arch)]
-    arch: Option<Arch>,
+    arch: Option<&'static Arch>,
     /// The EROFS format of the deployment, which decides its digest
     #[arg(long, value_enum, default_value = "v2")]
     erofs_format: super::ErofsFormat,

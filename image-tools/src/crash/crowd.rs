@@ -23,7 +23,8 @@ const FOREIGN: usize = 2;
 ///
 /// What mtools say.
 pub fn crowd(disk: &Path) -> Result<()> {
-    let start = Disk::open(disk)?.partitions.iter().find(|partition| partition.name == "esp").map(|esp| esp.start);
+    let start =
+        Disk::open(disk, None)?.partitions.iter().find(|partition| partition.name == "esp").map(|esp| esp.start);
     let image = format!("{}@@{}", disk.display(), start.context("the disk has no partition esp")?);
     let shell = program::shell()?;
     let tool = |name: &str, arguments: &[&str]| {

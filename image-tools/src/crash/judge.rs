@@ -113,7 +113,7 @@ impl Judge {
     ///
     /// When nothing is staged before, or the staged deployment is not what boots after, with a merged /etc.
     pub fn learn(before: &Path, after: &Path) -> Result<Self> {
-        let disk = Disk::open(before)?;
+        let disk = Disk::open(before, None)?;
         let report = disk.report()?;
         let staged = disk.root()?.read(&format!("/{}", layout::STAGED))?.context("nothing is staged on the disk")?;
         let mut judge = Self {

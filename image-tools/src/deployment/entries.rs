@@ -27,7 +27,8 @@ impl Deployments<'_> {
         let verity = if self.choice.sealing == Sealing::Sealed { Verity::Required } else { Verity::Optional };
         let target = Target { id: system.id.clone(), verity, format: self.store.format };
         let mut line = format!("{target} root=UUID={} rw", self.ids.root);
-        for word in system.kargs.iter().chain(&self.choice.options) {
+        let console = system.arch.console(&self.choice.options.join(" "));
+        for word in system.kargs.iter().chain(&self.choice.options).chain(&console) {
             line.push(' ');
             line.push_str(word);
         }

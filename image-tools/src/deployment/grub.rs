@@ -23,10 +23,6 @@ use crate::{
     system::System,
 };
 
-/// Where Debian and its kin have GRUB in one file, and its modules.
-const LOADER: &str = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi";
-const MODULES: &str = "usr/lib/grub/x86_64-efi";
-
 /// What is chosen: the first entry, or for one boot what grub-reboot(8) noted in grubenv.
 const CHOICE: &str = "set default=0\nset timeout=1\nload_env\nif [ \"${next_entry}\" ]; then\n  \
                       set default=\"${next_entry}\"\n  set next_entry=\n  save_env next_entry\nfi\n";
@@ -49,13 +45,15 @@ pub struct Files {
 ///
 /// When the image ships no GRUB.
 pub fn files(of: &Deployments<'_>) -> Result<Files> {
-    let loader = of.booted.must_have(of.store, LOADER, "install GRUB for EFI in it")?;
+    let arch = of.booted.arch;
+    let remedy = format!("install GRUB for EFI in it, as Debian's {}", arch.grub_package());
+    let loader = of.booted.must_have(of.store, &arch.grub_loader(), &remedy)?;
     let mut esp: Vec<_> = ["EFI", "EFI/BOOT", layout::EFI_LINUX, layout::EFI_LINUX_BOOTC].map(dir).into();
     for name in homes(&loader, &of.booted.os.id) {
         esp.push(dir(&format!("EFI/{name}")));
         esp.push(file(&format!("EFI/{name}/grub.cfg"), early(of)));
     }
-    esp.push(file("EFI/BOOT/BOOTX64.EFI", loader));
+    esp.push(file(&arch.default_loader(), loader));
     let mut boot = vec![dir(layout::GRUB)];
     let prefix = prefix(of);
     let main = match of.choice.boot_type {
@@ -120,15 +118,16 @@ fn early(of: &Deployments<'_>) -> String {
 /// GRUB's modules, when one of them reads Type #1 entries; else none, since the one file has all that is needed.
 fn modules(of: &Deployments<'_>) -> Result<Vec<Node>> {
     let tree = &of.booted.tree;
+    let (arch, dir_in_image) = (of.booted.arch, of.booted.arch.grub_modules());
     let names: Vec<_> =
-        names(tree, Path::new(MODULES))?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        names(tree, Path::new(&dir_in_image))?.into_iter().filter_map(|name| name.into_string().ok()).collect();
     if !names.iter().any(|name| name == "blsuki.mod") {
         return Ok(vec![]);
     }
-    let at = format!("{}/x86_64-efi", layout::GRUB);
+    let at = format!("{}/{}", layout::GRUB, arch.grub);
     let mut nodes = vec![dir(&at)];
     for name in names.into_iter().filter(|name| name.ends_with(".mod") || name.ends_with(".lst")) {
-        let from = of.store.file(tree, &Path::new(MODULES).join(&name))?.context("a module is gone")?;
+        let from = of.store.file(tree, &Path::new(&dir_in_image).join(&name))?.context("a module is gone")?;
         nodes.push(Node::file(format!("{at}/{name}"), Content::File(from), 0));
     }
     Ok(nodes)

@@ -9,8 +9,8 @@ use crate::{
     system::System,
 };
 
-/// The boot loader in the image, and where the firmware looks for it on the ESP.
-const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+/// Where an image has the boot loader.
+const DIR: &str = "usr/lib/systemd/boot/efi";
 
 /// The nodes of the ESP.
 ///
@@ -18,12 +18,14 @@ const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 ///
 /// When the image ships no systemd-boot.
 pub fn esp(of: &Deployments<'_>) -> Result<Vec<Node>> {
-    let loader = of.booted.must_have(of.store, LOADER, "install systemd-boot-efi in it")?;
+    let arch = of.booted.arch;
+    let name = arch.systemd_boot();
+    let loader = of.booted.must_have(of.store, &format!("{DIR}/{name}"), "install systemd-boot-efi in it")?;
     let file = |path: &str, bytes: &[u8]| Node::file(path, Content::Bytes(bytes.to_vec()), 0);
     let dirs = ["EFI", "EFI/BOOT", "EFI/systemd", layout::EFI_LINUX, layout::EFI_LINUX_BOOTC, layout::LOADER];
     let mut nodes: Vec<_> = dirs.map(|path| Node::dir(path, 0)).into();
-    nodes.push(file("EFI/BOOT/BOOTX64.EFI", &loader));
-    nodes.push(file("EFI/systemd/systemd-bootx64.efi", &loader));
+    nodes.push(file(&arch.default_loader(), &loader));
+    nodes.push(file(&format!("EFI/systemd/{name}"), &loader));
     nodes.push(file("loader/loader.conf", b"timeout 1\nconsole-mode keep\n"));
     nodes.push(file("loader/entries.srel", b"type1\n"));
     let kernels = format!("/{}", layout::EFI_LINUX);

@@ -5,13 +5,16 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use gpt::{GptConfig, disk::LogicalBlockSize, mbr::ProtectiveMBR, partition_types};
 
-use crate::plan::{Plan, Purpose};
+use crate::{
+    arch::Arch,
+    plan::{Plan, Purpose},
+};
 
-fn kind(purpose: Purpose) -> partition_types::Type {
+fn kind(purpose: Purpose, arch: &Arch) -> partition_types::Type {
     match purpose {
         Purpose::Esp | Purpose::EspMirror => partition_types::EFI,
         Purpose::Boot => partition_types::FREEDESK_BOOT,
-        Purpose::Root => partition_types::LINUX_ROOT_X64,
+        Purpose::Root => arch.root.clone(),
     }
 }
 
@@ -29,7 +32,7 @@ pub fn write(plan: &Plan, path: &Path) -> Result<()> {
         let number = table.find_next_partition_id().context("the partition table is full")?;
         let mut partitions = table.partitions().clone();
         let partition = gpt::partition::Partition {
-            part_type_guid: kind(partition.purpose),
+            part_type_guid: kind(partition.purpose, plan.arch),
             part_guid: partition.uuid,
             first_lba: partition.start / 512,
             last_lba: (partition.start + partition.size) / 512 - 1,

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     BootEntry, Disk, Report,
     ext4::{Ext4, Superblock},
-    kind::{Content, Role},
+    kind::Content,
     objects::VERITY,
 };
 
@@ -37,28 +37,15 @@ const NEW_FEATURES: [(usize, u32, &str); 4] = [
     (1, 0x2_0000, "casefold"),
 ];
 
-/// What a firmware starts on this architecture (UEFI specification, 3.5.1.1), in lower case.
-fn program(arch: &str) -> Option<&'static str> {
-    Some(match arch {
-        "x86-64" => "efi/boot/bootx64.efi",
-        "x86" => "efi/boot/bootia32.efi",
-        "arm64" => "efi/boot/bootaa64.efi",
-        "arm" => "efi/boot/bootarm.efi",
-        "riscv64" => "efi/boot/bootriscv64.efi",
-        "loongarch64" => "efi/boot/bootloongarch64.efi",
-        _ => return None,
-    })
-}
-
 impl Disk {
     /// What a firmware starts that knows nothing of this disk.
     pub(super) fn check_firmware(&self) -> Result<Option<String>> {
         let Ok(esp) = self.esp() else { return Ok(Some("the disk has no ESP".to_owned())) };
         let programs = esp.programs()?;
-        let root = self.found.root.as_ref().map(|(partition, _)| partition.role);
-        let wanted = if let Some(Role::Root(arch)) = root { program(arch) } else { None };
-        let (is_there, path) = match wanted {
-            Some(path) => (programs.iter().any(|there| there == path), path.to_ascii_uppercase()),
+        let (is_there, path) = match self.arch {
+            Some(arch) => {
+                (programs.iter().any(|there| there.eq_ignore_ascii_case(&arch.default_loader())), arch.default_loader())
+            }
             None => (!programs.is_empty(), "EFI/BOOT/BOOT*.EFI".to_owned()),
         };
         let other = if programs.is_empty() { String::new() } else { format!(", but {}", programs.join(", ")) };

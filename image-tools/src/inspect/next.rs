@@ -5,6 +5,7 @@ use anyhow::Result;
 use finalize::{
     boot::{
         Loader,
+        bls::Entry,
         order::{Decision, Environment, Item, Settings},
     },
     layout,
@@ -20,8 +21,12 @@ impl Disk {
     /// When a file system cannot be read.
     pub fn check_next(&self, loader: Loader, report: &Report) -> Result<Option<String>> {
         let entries = self.entries(loader, layout::ENTRIES)?;
+        let of_entry = |name: &str, entry: &Entry| match self.arch {
+            Some(arch) => Item::of_entry_on(arch.efi, name, entry),
+            None => Item::of_entry(name, entry),
+        };
         let mut items: Vec<_> =
-            entries.ordered(loader).into_iter().map(|(name, entry)| Item::of_entry(name, &entry)).collect();
+            self.ordered(&entries, loader).into_iter().map(|(name, entry)| of_entry(name, &entry)).collect();
         if items.is_empty() {
             let menu = report.entries.iter().filter(|entry| entry.title.is_some());
             let item = |entry: &super::BootEntry| {

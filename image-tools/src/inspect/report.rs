@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use finalize::{
-    boot::{self, Loader, entries::Entries},
+    boot::{self, Loader, bls::Entry, entries::Entries},
     digest::DeploymentId,
     layout,
     staged::{Marker, Origin},
@@ -27,6 +27,7 @@ impl Disk {
         notes.extend(self.peculiar()?);
         Ok(Report {
             schema: 1,
+            arch: self.arch,
             partitions: self.partitions.clone(),
             loader,
             entries: self.boot_entries(loader, layout::ENTRIES)?,
@@ -84,10 +85,18 @@ impl Disk {
         Ok(files.into_iter().flatten().collect())
     }
 
+    /// The entries in the order in which the loader shows them on the machine that the disk is for.
+    pub(super) fn ordered<'a>(&self, entries: &'a Entries, loader: Loader) -> Vec<(&'a str, Entry)> {
+        match self.arch {
+            Some(arch) => entries.ordered_on(arch.efi, loader),
+            None => entries.ordered(loader),
+        }
+    }
+
     fn boot_entries(&self, loader: Option<Loader>, dir: &str) -> Result<Vec<BootEntry>> {
         let Some(loader) = loader else { return Ok(vec![]) };
         let entries = self.entries(loader, dir)?;
-        let list = entries.ordered(loader).into_iter().map(|(file, entry)| BootEntry {
+        let list = self.ordered(&entries, loader).into_iter().map(|(file, entry)| BootEntry {
             file: file.to_owned(),
             deployment: entry.deployment(),
             title: entry.value("title").map(str::to_owned),
@@ -134,6 +143,7 @@ impl fmt::Display for Report {
             let (name, role, size, content) = (&part.name, part.role, part.size >> 20, part.content);
             writeln!(f, "partition   {} {name} {size} MiB, {role}, {content}", part.number)?;
         }
+        writeln!(f, "machine     {}", self.arch.map_or("unknown", |arch| arch.linux))?;
         let loader = self.loader.map_or_else(|| "none that is known".to_owned(), |loader| loader.to_string());
         writeln!(f, "boot loader {loader}")?;
         for (what, list) in [("entry", &self.entries), ("staged", &self.staged_entries)] {

@@ -54,7 +54,19 @@ pub fn read(disk: &Path) -> Result<Vec<Partition>> {
 ///
 /// The same.
 pub fn read_both(disk: &Path) -> Result<(Vec<Partition>, Option<String>)> {
-    let end = end(disk)?;
+    read_until(disk, end(disk)?)
+}
+
+/// The partitions of a disk of which only the beginning is there; what is in them is not known.
+///
+/// # Errors
+///
+/// The same.
+pub fn read_head(head: &Path) -> Result<Vec<Partition>> {
+    Ok(read_until(head, u64::MAX)?.0)
+}
+
+fn read_until(disk: &Path, end: u64) -> Result<(Vec<Partition>, Option<String>)> {
     let sectors = sectors(disk)?;
     let config = GptConfig::new().writable(false).logical_block_size(sectors);
     let table = config.open(disk).context("reading the partition table")?;

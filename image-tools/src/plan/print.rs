@@ -113,6 +113,7 @@ impl Plan {
         json!({
             "booted": self.booted,
             "staged": self.staged,
+            "arch": self.arch,
             "size": self.size,
             "uuid": self.uuid,
             "format": self.format.name(),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::CannotBoot;
 use crate::{
-    oci::Arch,
+    arch::Arch,
     store::{Store, Tree, names},
 };
 
@@ -28,7 +28,6 @@ struct File {
 ///
 /// Names the file that makes no sense.
 pub fn find(store: &Store, tree: &Tree, arch: &Arch) -> Result<Vec<String>> {
-    let arch = linux_name(arch);
     let mut words = vec![];
     for name in names(tree, Path::new(DIR))?.into_iter().filter_map(|name| name.into_string().ok()) {
         let path = Path::new(DIR).join(&name);
@@ -36,19 +35,9 @@ pub fn find(store: &Store, tree: &Tree, arch: &Arch) -> Result<Vec<String>> {
         let file: File = toml::from_str(&String::from_utf8_lossy(&bytes))
             .map_err(|why| CannotBoot(format!("{why:#}")))
             .with_context(|| format!("reading {}", path.display()))?;
-        if file.match_architectures.is_none_or(|all| all.contains(&arch)) {
+        if file.match_architectures.is_none_or(|all| all.iter().any(|name| name == arch.linux)) {
             words.extend(file.kargs);
         }
     }
     Ok(words)
-}
-
-/// What Linux calls an architecture of Go's.
-fn linux_name(arch: &Arch) -> String {
-    match arch {
-        Arch::Amd64 => "x86_64".to_owned(),
-        Arch::ARM64 => "aarch64".to_owned(),
-        Arch::PowerPC64le => "powerpc64".to_owned(),
-        other => other.to_string(),
-    }
 }

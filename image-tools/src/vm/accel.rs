@@ -13,6 +13,7 @@ use anyhow::{Error, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{Vm, qemu, watch::Ending};
+use crate::arch::Arch;
 
 /// The device.
 const KVM: &str = "/dev/kvm";
@@ -85,11 +86,11 @@ pub struct Asked {
 /// # Errors
 ///
 /// When KVM is wanted and no guest runs under it: says why.
-pub fn choose(asked: &Asked) -> Result<Taken> {
+pub fn choose(asked: &Asked, arch: &Arch) -> Result<Taken> {
     if asked.wanted == Wanted::Tcg {
         return Ok(Taken { accelerator: Accel::Tcg, why_not_kvm: None });
     }
-    match (why_not_kvm(asked), asked.wanted) {
+    match (why_not_kvm(asked, arch), asked.wanted) {
         (None, _) => Ok(Taken { accelerator: Accel::Kvm, why_not_kvm: None }),
         (Some(why), Wanted::Kvm) => bail!("KVM does not work here: {why}: leave --accel out to go on with TCG"),
         (why, _) => Ok(Taken { accelerator: Accel::Tcg, why_not_kvm: why }),
@@ -101,12 +102,12 @@ pub fn choose(asked: &Asked) -> Result<Taken> {
 /// # Errors
 ///
 /// When the other one is wanted, or the machine was saved under KVM and no guest runs under it any more: says why.
-pub fn choose_again(saved: Accel, asked: &Asked) -> Result<Taken> {
+pub fn choose_again(saved: Accel, asked: &Asked, arch: &Arch) -> Result<Taken> {
     let wanted = asked.wanted;
     let refused = matches!((saved, wanted), (Accel::Kvm, Wanted::Tcg) | (Accel::Tcg, Wanted::Kvm));
     ensure!(!refused, "the machine was saved under {saved}, and goes on under nothing else: save another one");
     match (saved, wanted) {
-        (Accel::Kvm, _) => match why_not_kvm(asked) {
+        (Accel::Kvm, _) => match why_not_kvm(asked, arch) {
             Some(why) => bail!("the machine was saved under kvm, which does not work here: {why}: save another one"),
             None => Ok(Taken { accelerator: saved, why_not_kvm: None }),
         },
@@ -118,7 +119,10 @@ pub fn choose_again(saved: Accel, asked: &Asked) -> Result<Taken> {
 }
 
 /// Why no guest runs under KVM; nothing where one does. A guest is asked once a boot of the host.
-fn why_not_kvm(asked: &Asked) -> Option<String> {
+fn why_not_kvm(asked: &Asked, arch: &Arch) -> Option<String> {
+    if !arch.is_host() {
+        return Some(format!("the guest is for {arch}, and this machine is none"));
+    }
     if let Some(why) = why_not(Path::new(KVM)) {
         return Some(why);
     }
@@ -131,7 +135,7 @@ fn why_not_kvm(asked: &Asked) -> Option<String> {
     if let Some(answer) = memory.read() {
         return answer;
     }
-    let (answer, lasting) = ask_a_guest();
+    let (answer, lasting) = ask_a_guest(arch);
     if lasting {
         memory.write(answer.as_deref());
     }
@@ -154,12 +158,13 @@ fn why_not(device: &Path) -> Option<String> {
 /// Starts the firmware under KVM, without a disk, and waits for its first words. Says why there are none, and whether that
 /// was a guest's answer, which lasts: a QEMU that is not there, or ends at once because the device is busy, says nothing of
 /// the next time, and asking it again costs little.
-fn ask_a_guest() -> (Option<String>, bool) {
+fn ask_a_guest(arch: &Arch) -> (Option<String>, bool) {
     let why = |error: Error| {
         let text = format!("{error:#}");
         Some(format!("a guest does not run under it: {}", text.lines().next().unwrap_or_default()))
     };
-    match Vm::firmware(qemu::firmware_under_kvm).map(|vm| vm.wait_for_any_word(Instant::now() + PATIENCE)) {
+    let command = |scratch: &Path| qemu::firmware_under_kvm(arch, scratch);
+    match Vm::firmware(command).map(|vm| vm.wait_for_any_word(Instant::now() + PATIENCE)) {
         Ok(Ok(())) => (None, true),
         Ok(Err((ending, error))) => (why(error), ending != Ending::Ended),
         Err(error) => (why(error), false),

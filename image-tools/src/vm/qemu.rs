@@ -13,16 +13,13 @@ use serde_json::{Value, json};
 use xshell::cmd;
 
 use super::{Changes, Machine, accel::Accel};
-use crate::program;
+use crate::{
+    arch::{Arch, Qemu},
+    program,
+};
 
-/// The firmware of Debian's package ovmf.
-const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
-
-/// The processor without KVM. Left out is what QEMU's translator is slow at and software takes when it is there: wide
-/// vectors, string instructions that it runs byte by byte (the kernel and the C library copy and clear memory by them),
-/// and page walks of five levels; and virtualization, for which the guest would load a driver.
-const PROCESSOR: &str = "max,la57=off,avx=off,avx2=off,erms=off,fsrm=off,fzrm=off,fsrs=off,pku=off,svm=off";
+/// By which QEMU ends with whoever has started it, however that ends.
+pub const STARTER: &str = "setpriv";
 
 /// The command that runs `machine`: console on standard output, QMP on the socket `qmp` below `scratch`.
 ///
@@ -30,9 +27,10 @@ const PROCESSOR: &str = "max,la57=off,avx=off,avx2=off,erms=off,fsrm=off,fzrm=of
 ///
 /// When the disk, the key or the firmware cannot be read, or QEMU is too old.
 pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Command> {
-    check_version()?;
-    let vars = variables(machine.vars.as_deref(), scratch)?;
-    let mut command = firmware(accel, &vars, scratch)?;
+    let qemu = &machine.arch.qemu;
+    check_version(qemu)?;
+    let vars = variables(qemu, machine.vars.as_deref(), scratch)?;
+    let mut command = firmware(qemu, accel, &vars, scratch)?;
     command.args(["-smp", &machine.processors.to_string(), "-m", &machine.memory.to_string()]);
     command.args(["-device", "virtio-rng-pci"]);
     if let Some(socket) = &machine.monitor {
@@ -61,27 +59,27 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
 /// # Errors
 ///
 /// As [`command`].
-pub fn firmware_under_kvm(scratch: &Path) -> Result<Command> {
-    check_version()?;
-    firmware(Accel::Kvm, &variables(None, scratch)?, scratch)
+pub fn firmware_under_kvm(arch: &Arch, scratch: &Path) -> Result<Command> {
+    let qemu = &arch.qemu;
+    check_version(qemu)?;
+    firmware(qemu, Accel::Kvm, &variables(qemu, None, scratch)?, scratch)
 }
 
 /// A machine without anything but firmware, console and monitor.
-fn firmware(accel: Accel, vars: &Path, scratch: &Path) -> Result<Command> {
-    // QEMU ends with whoever has started it, however that ends.
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    // Without the controllers that nothing is attached to: the guest would load drivers and look.
-    command.args(["-machine", "q35,pflash0=code,pflash1=vars,sata=off,i8042=off,smbus=off"]);
+fn firmware(qemu: &Qemu, accel: Accel, vars: &Path, scratch: &Path) -> Result<Command> {
+    let mut command = Command::new(STARTER);
+    command.args(["--pdeathsig", "KILL", qemu.program]);
+    command.arg("-machine").arg(format!("{},pflash0=code,pflash1=vars", qemu.machine));
     command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
     match accel {
         Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-        Accel::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR]),
+        Accel::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", qemu.processor]),
     };
     // The guest's kernel can say that it has panicked.
-    command.args(["-serial", "stdio", "-device", "pvpanic"]);
+    command.args(["-serial", "stdio", "-device", qemu.panic]);
     command.arg("-qmp").arg(format!("unix:{},server=off", scratch.join("qmp").display()));
-    let code = json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file(Path::new(FIRMWARE)) });
+    let code =
+        json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file(Path::new(qemu.firmware)) });
     blockdev(&mut command, &code);
     let vars = json!({ "driver": format_of(vars)?, "node-name": "vars", "file": file(vars) });
     blockdev(&mut command, &vars);
@@ -116,10 +114,11 @@ fn blockdev(command: &mut Command, node: &Value) {
 }
 
 /// The firmware's variables: the given file, made from the firmware's own at first; without one, a copy for this run.
-fn variables(given: Option<&Path>, scratch: &Path) -> Result<PathBuf> {
+fn variables(qemu: &Qemu, given: Option<&Path>, scratch: &Path) -> Result<PathBuf> {
     let path = given.map_or_else(|| scratch.join("vars"), Path::to_owned);
     if !path.exists() {
-        fs::copy(VARIABLES, &path).with_context(|| format!("copying {VARIABLES}: is ovmf installed?"))?;
+        let (from, package) = (qemu.variables, qemu.firmware_package);
+        fs::copy(from, &path).with_context(|| format!("copying {from}: is {package} installed?"))?;
     }
     Ok(path)
 }
@@ -144,9 +143,9 @@ fn credential(key: &str) -> String {
 }
 
 /// QEMU 7 corrupts flags under TCG: its guests crash at random. Files of saved machines came with 8.2.
-fn check_version() -> Result<()> {
-    let shell = program::shell()?;
-    let said = program::run(cmd!(shell, "qemu-system-x86_64 --version"))?;
+fn check_version(qemu: &Qemu) -> Result<()> {
+    let (shell, program) = (program::shell()?, qemu.program);
+    let said = program::run(cmd!(shell, "{program} --version"))?;
     let version = said.split("version ").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or_default();
     let major: u32 = version.parse().unwrap_or(0);
     ensure!(major >= 9, "QEMU {version} is too old, 9 is needed: install it from Debian's backports");

@@ -68,7 +68,12 @@ pub fn entries(files: &[(String, Vec<u8>)]) -> Vec<(tar::Header, Vec<u8>)> {
 
 /// Writes the layout with one layer that holds `files`, in order.
 pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) {
-    let manifest = image(dir, &[Layer::plain(archive(&entries(files)))], "amd64");
+    write_for("amd64", dir, files);
+}
+
+/// The same for an architecture.
+pub fn write_for(arch: &str, dir: &Path, files: &[(String, Vec<u8>)]) {
+    let manifest = image(dir, &[Layer::plain(archive(&entries(files)))], arch);
     index(dir, &[manifest]);
 }
 

@@ -1,6 +1,7 @@
 //! The real program on OCI layouts made here.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod arch;
 mod asked;
 mod bad_input;
 mod boot_paths;

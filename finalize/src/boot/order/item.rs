@@ -57,7 +57,7 @@ enum Boots {
     Nothing,
 }
 
-/// The architecture as entries name it.
+/// This machine's architecture as entries name it (the Boot Loader Specification): as UEFI does in names of EFI programs.
 const ARCHITECTURE: &str = match () {
     () if cfg!(target_arch = "x86_64") => "x64",
     () if cfg!(target_arch = "aarch64") => "aa64",
@@ -66,12 +66,17 @@ const ARCHITECTURE: &str = match () {
 };
 
 impl Item {
-    /// The line of a Type #1 entry in the file `name`.
+    /// The line of a Type #1 entry in the file `name`, on this machine.
     pub fn of_entry(name: &str, entry: &Entry) -> Self {
+        Self::of_entry_on(ARCHITECTURE, name, entry)
+    }
+
+    /// The same on a machine that entries call `architecture`: `x64`, say.
+    pub fn of_entry_on(architecture: &str, name: &str, entry: &Entry) -> Self {
         let value = |key| entry.value(key).map(str::to_owned);
         let bare = |key| entry.value(key).map(|value| unquoted(value).to_owned());
         let known = ["linux", "efi"].into_iter().any(|key| entry.value(key).is_some());
-        let foreign = bare("architecture").is_some_and(|name| !name.eq_ignore_ascii_case(ARCHITECTURE));
+        let foreign = bare("architecture").is_some_and(|name| !name.eq_ignore_ascii_case(architecture));
         let boots = match (foreign, known, entry.value("uki")) {
             (false, true, _) => Boots::Known,
             (false, false, Some(_)) => Boots::Uki,

@@ -220,7 +220,8 @@ impl Case {
     }
 
     fn decision_in(&self, settings: &Settings) -> Decision {
-        let items = self.texts().iter().map(|(name, text)| Item::of_entry(name, &text.parse().unwrap())).collect();
+        let items =
+            self.texts().iter().map(|(name, text)| Item::of_entry_on("x64", name, &text.parse().unwrap())).collect();
         Decision::of(self.loader, items, settings)
     }
 
