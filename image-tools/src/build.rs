@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use finalize::{cmdline::Verity, digest::DeploymentId};
+use finalize::{
+    cmdline::{Format as ErofsFormat, Verity},
+    digest::DeploymentId,
+};
 use tempfile::TempDir;
 use tracing::info_span;
 use uuid::Uuid;
@@ -34,6 +37,8 @@ pub struct Request {
     pub output: PathBuf,
     /// Its format.
     pub format: Format,
+    /// The format of the deployments' EROFS images.
+    pub erofs: ErofsFormat,
     /// How it boots.
     pub choice: Choice,
     /// The file system of a boot partition.
@@ -104,7 +109,7 @@ pub struct Planned {
 /// Names what is wrong with the input.
 pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
     let cache = request.cache.as_deref().map(Cache::open).transpose()?;
-    let store = Store::create(&scratch.path().join("composefs"))?.with_cache(cache);
+    let store = Store::of_format(request.erofs, &scratch.path().join("composefs"))?.with_cache(cache);
     let pull = |reference: &Reference| {
         System::pull(
             Image::resolve(reference.clone(), request.arch.as_ref(), scratch.path())?,

@@ -11,6 +11,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
+use finalize::cmdline::Format;
 
 use crate::{
     oci::{Arch, Corrupt},
@@ -70,6 +71,24 @@ fn arch(text: &str) -> Result<Arch, String> {
     match Arch::from(text) {
         Arch::Other(_) => Err("expected an architecture as Go calls it: amd64, arm64, riscv64, …".to_owned()),
         arch => Ok(arch),
+    }
+}
+
+/// The format of the EROFS image that a deployment is, and so its digest, which names it.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum ErofsFormat {
+    /// That of mkcomposefs, with composefs.digest=v1-… on the command line
+    V1,
+    /// composefs-rs' own, and bootc's, with composefs=… on the command line
+    V2,
+}
+
+impl From<ErofsFormat> for Format {
+    fn from(typed: ErofsFormat) -> Self {
+        match typed {
+            ErofsFormat::V1 => Self::V1,
+            ErofsFormat::V2 => Self::V2,
+        }
     }
 }
 

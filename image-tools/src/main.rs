@@ -17,9 +17,11 @@ fn main() -> ExitCode {
     cli.start_logging();
     let run = || {
         let runtime = Runtime::new()?;
-        let workshop = Workshop::new(runtime.handle().clone());
+        let workshop = Workshop::open(runtime.handle().clone())?;
         end_with_signals(&runtime, &workshop)?;
-        cli.run(&workshop, &mut io::stdout())
+        let done = cli.run(&workshop, &mut io::stdout());
+        workshop.clear();
+        done
     };
     run().unwrap_or_else(|error| {
         #[allow(clippy::print_stderr, reason = "only main speaks")]

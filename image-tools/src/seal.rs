@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use finalize::{digest::DeploymentId, staged::BootType};
+use finalize::{
+    cmdline::{Format, Target, Verity},
+    digest::DeploymentId,
+    staged::BootType,
+};
 use xshell::cmd;
 
 use crate::{
@@ -32,12 +36,15 @@ pub struct Request {
     pub options: String,
     /// The program that makes a UKI; it is part of systemd.
     pub ukify: PathBuf,
+    /// The EROFS format of the deployment.
+    pub format: Format,
 }
 
-/// The digest of an image: what its deployment is called.
-pub fn digest(image: Reference, arch: Option<Arch>, workshop: &Workshop) -> Result<DeploymentId> {
+/// The digest of an image in this EROFS format: what its deployment is called.
+pub fn digest(image: (Reference, Option<Arch>), format: Format, workshop: &Workshop) -> Result<DeploymentId> {
+    let (image, arch) = image;
     let scratch = workshop.anywhere()?;
-    let store = Store::create(&scratch.path().join("composefs"))?;
+    let store = Store::of_format(format, &scratch.path().join("composefs"))?;
     Ok(System::pull(Image::resolve(image, arch.as_ref(), scratch.path())?, &store, BootType::Bls)?.id)
 }
 
@@ -50,7 +57,7 @@ pub fn seal(request: Request, workshop: &Workshop) -> Result<DeploymentId> {
     let output = &request.output;
     ensure!(!output.exists(), "{} exists: remove it, or choose another --output", output.display());
     let scratch = workshop.beside(output)?;
-    let store = Store::create(&scratch.path().join("composefs"))?;
+    let store = Store::of_format(request.format, &scratch.path().join("composefs"))?;
     let system = System::pull(
         Image::resolve(request.image.clone(), request.arch.as_ref(), scratch.path())?,
         &store,
@@ -77,7 +84,8 @@ fn ukify(store: &Store, system: &System, request: &Request, output: &Path) -> Re
     let stub = file(STUB, "install systemd-boot-efi in it")?;
     let os_release = format!("@{}", file(OS_RELEASE, "every system has one")?.display());
     let (ukify, linux, initrd) = (&request.ukify, &kernel.vmlinuz.path, &kernel.initrd.path);
-    let cmdline = format!("composefs={} {}", system.id, request.options);
+    let target = Target { id: system.id.clone(), verity: Verity::Required, format: request.format };
+    let cmdline = format!("{target} {}", request.options);
     let shell = program::shell()?;
     let input = cmd!(shell, "{ukify} build --linux {linux} --initrd {initrd} --cmdline {cmdline}");
     let words = ["--os-release", &os_release, "--stub"];

@@ -29,10 +29,10 @@ use composefs::{
 };
 use composefs_boot::BootOps as _;
 use composefs_oci::{
-    BOOT_IMAGE_REF_KEY, OciDigest, layer_content_id,
+    BOOT_IMAGE_REF_KEY, BOOT_IMAGE_REF_KEY_V1, OciDigest, layer_content_id,
     oci_image::{manifest_identifier, tag_image},
 };
-use finalize::digest::DeploymentId;
+use finalize::{cmdline::Format, digest::DeploymentId};
 use rustix::fs::CWD;
 use sha2::{Digest, Sha256};
 
@@ -70,6 +70,8 @@ pub struct Store {
     layers: RefCell<HashMap<String, Rc<Imported>>>,
     /// Its directory on the build host.
     pub path: PathBuf,
+    /// The format of its EROFS images; the digest of an image is another one in another format.
+    pub format: Format,
 }
 
 /// Which extended attributes of an image survive: what composefs keeps (capabilities), and what people have put on files,
@@ -101,17 +103,30 @@ pub struct Pulled {
 }
 
 impl Store {
-    /// A new repository at `path`, without fs-verity: the build host may have none.
+    /// A new repository at `path`, without fs-verity: the build host may have none. Its EROFS images are of format V2, as
+    /// bootc's are.
     ///
     /// # Errors
     ///
     /// Those of making it.
     pub fn create(path: &Path) -> Result<Self> {
+        Self::of_format(Format::V2, path)
+    }
+
+    /// The same, with EROFS images of `format`, which the repository itself says too.
+    ///
+    /// # Errors
+    ///
+    /// Those of making it.
+    pub fn of_format(format: Format, path: &Path) -> Result<Self> {
         let mut config = RepositoryConfig::new(Algorithm::for_hash::<Sha512HashValue>()).set_insecure();
-        config.erofs_formats = FormatConfig::single(FormatVersion::V2);
+        config.erofs_formats = FormatConfig::single(match format {
+            Format::V1 => FormatVersion::V1,
+            Format::V2 => FormatVersion::V2,
+        });
         let (repository, _) = Repository::init_path(CWD, path, config)?;
         let (packs, layers) = (RefCell::default(), RefCell::default());
-        Ok(Self { repository: Arc::new(repository), packs, cache: None, layers, path: path.to_owned() })
+        Ok(Self { repository: Arc::new(repository), packs, cache: None, layers, path: path.to_owned(), format })
     }
 
     /// The same; layers that `cache` has are taken from there, and others are put there.
@@ -218,12 +233,16 @@ impl Store {
         /// `OCI_CONFIG_CONTENT_TYPE` and `OCI_MANIFEST_CONTENT_TYPE` of composefs-oci.
         const CONFIG: u64 = u64::from_le_bytes(*b"ociconfg");
         const MANIFEST: u64 = u64::from_le_bytes(*b"ocimanif");
+        let key = match self.format {
+            Format::V1 => BOOT_IMAGE_REF_KEY_V1,
+            Format::V2 => BOOT_IMAGE_REF_KEY,
+        };
         let digest = format!("sha256:{}", hex::encode(Sha256::digest(&image.config_json)));
         let mut config = self.repository.create_stream(CONFIG)?;
         for (name, stream) in streams {
             config.add_named_stream_ref(name, stream);
         }
-        config.add_named_stream_ref(BOOT_IMAGE_REF_KEY, id);
+        config.add_named_stream_ref(key, id);
         config.write_external(&image.config_json)?;
         let config = config.done()?;
         self.name(&format!("oci-config-{digest}"), &config)?;

@@ -47,6 +47,9 @@ pub struct Build {
     /// Leave fs-verity out
     #[arg(long)]
     unsealed: bool,
+    /// The EROFS format of the deployments, which decides their digests
+    #[arg(long, value_enum, default_value = "v2")]
+    erofs_format: super::ErofsFormat,
     /// What the machine takes its updates from, docker://quay.io/me/os say; containers-storage:localhost/ID:VERSION_ID unless told
     #[arg(long, value_name = "IMAGE")]
     target_imgref: Option<String>,
@@ -139,6 +142,7 @@ impl Build {
             arch: self.arch,
             output: self.output,
             format: self.format,
+            erofs: self.erofs_format.into(),
             choice,
             boot: self.boot_partition.unwrap_or(BootFs::Ext4),
             esps: if self.mirror_esp { Esps::Mirrored } else { Esps::One },

@@ -31,13 +31,17 @@ pub struct Seal {
     /// The program that makes a UKI
     #[arg(long, default_value = "ukify")]
     ukify: PathBuf,
+    /// The EROFS format of the deployment, which decides its digest
+    #[arg(long, value_enum, default_value = "v2")]
+    erofs_format: super::ErofsFormat,
 }
 
 impl Seal {
     /// Seals, and prints the image's digest.
     pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
-        let Self { image, arch, output, tag, options, ukify } = self;
-        writeln!(out, "{}", seal::seal(Request { image, arch, output, tag, options, ukify }, workshop)?)?;
+        let Self { image, arch, output, tag, options, ukify, erofs_format } = self;
+        let format = erofs_format.into();
+        writeln!(out, "{}", seal::seal(Request { image, arch, output, tag, options, ukify, format }, workshop)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -50,12 +54,15 @@ pub struct Digest {
     /// The architecture, as Go calls it (amd64, arm64), where an image is there for several; the build host's unless told
     #[arg(long, value_parser = super::arch)]
     arch: Option<Arch>,
+    /// The EROFS format of the deployment, which decides its digest
+    #[arg(long, value_enum, default_value = "v2")]
+    erofs_format: super::ErofsFormat,
 }
 
 impl Digest {
     /// Prints what the deployment of the image is called.
     pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
-        writeln!(out, "{}", seal::digest(self.image, self.arch, workshop)?)?;
+        writeln!(out, "{}", seal::digest((self.image, self.arch), self.erofs_format.into(), workshop)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }

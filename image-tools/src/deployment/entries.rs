@@ -2,6 +2,7 @@
 
 use finalize::{
     boot::bls::{Entry, Role},
+    cmdline::{Target, Verity},
     layout,
 };
 
@@ -23,8 +24,9 @@ pub struct Named {
 impl Deployments<'_> {
     /// The command line that boots `system`.
     fn options(&self, system: &System) -> String {
-        let mark = if self.choice.sealing == Sealing::Sealed { "" } else { "?" };
-        let mut line = format!("composefs={mark}{} root=UUID={} rw", system.id, self.ids.root);
+        let verity = if self.choice.sealing == Sealing::Sealed { Verity::Required } else { Verity::Optional };
+        let target = Target { id: system.id.clone(), verity, format: self.store.format };
+        let mut line = format!("{target} root=UUID={} rw", self.ids.root);
         for word in system.kargs.iter().chain(&self.choice.options) {
             line.push(' ');
             line.push_str(word);

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use composefs_boot::uki::{get_section, get_text_section};
 use finalize::{
-    cmdline::{Target, Verity},
+    cmdline::{Format, Target, Verity},
     digest::DeploymentId,
 };
 use sha2::{Digest, Sha256};
@@ -56,7 +56,8 @@ impl Uki {
         let name = ukis[0];
         let file = must_find(store, tree, &Path::new(DIR).join(name))?;
         let bytes = std::fs::read(&file.path).with_context(|| format!("reading {}", file.path.display()))?;
-        let (digest, verity) = check(&bytes, id).with_context(|| format!("looking into the UKI {DIR}/{name}"))?;
+        let (digest, verity) =
+            check(&bytes, (id, store.format)).with_context(|| format!("looking into the UKI {DIR}/{name}"))?;
         let extra = Path::new(DIR).join(format!("{name}.extra.d"));
         let addons = self::names(tree, &extra)?.into_iter().map(|name| {
             let file = must_find(store, tree, &extra.join(&name))?;
@@ -66,12 +67,20 @@ impl Uki {
     }
 }
 
-/// The digest of kernel and initrd in the UKI `bytes`, which must boot `id`, and whether that needs fs-verity.
-fn check(bytes: &[u8], id: &DeploymentId) -> Result<(String, Verity)> {
+/// The digest of kernel and initrd in the UKI `bytes`, which must boot `id` of this EROFS format, and whether that needs
+/// fs-verity.
+fn check(bytes: &[u8], (id, format): (&DeploymentId, Format)) -> Result<(String, Verity)> {
     let options = get_text_section(bytes, ".cmdline")?.trim_end_matches('\0');
-    let found = Target::find(options).map(|target| (target.id, target.verity));
-    let (found, verity) =
-        found.ok_or_else(|| CannotBoot(format!("its command line names no deployment: {options:?}")))?;
+    let found = Target::find(options)
+        .ok_or_else(|| CannotBoot(format!("its command line names no deployment: {options:?}")))?;
+    let wanted = Target { id: id.clone(), format, ..found.clone() };
+    ensure!(
+        found.format == format,
+        CannotBoot(format!(
+            "its command line must say {wanted}, of the EROFS format that was asked for, but says {found}"
+        ))
+    );
+    let (found, verity) = (found.id, found.verity);
     ensure!(
         found == *id,
         CannotBoot(format!("it boots {found}, but the image that it came in is {id}: seal that image again"))

@@ -28,7 +28,7 @@ fn release(id: &str, version: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 /// A PE file with the sections of a UKI (Microsoft's PE format), and nothing else.
-fn uki(command_line: &str) -> Vec<u8> {
+pub fn uki(command_line: &str) -> Vec<u8> {
     let sections = [(".cmdline", command_line.as_bytes()), (".linux", b"a kernel"), (".initrd", b"an initramfs")];
     let mut file = vec![0; 0x40];
     file[..2].copy_from_slice(b"MZ");

@@ -141,11 +141,18 @@ fn systemd_boot_252_agrees_with_the_table() {
 #[test]
 fn grub_2_12_boots_entries_without_a_generated_menu() {
     let Some(loader) = loader("trixie", "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi") else { return };
+    for spelling in ["composefs=?", "composefs=", "composefs.digest=v1-sha512-12:"] {
+        boots_without_a_generated_menu(&loader, spelling);
+    }
+}
+
+/// The digest, spelled so, is what leads to the kernel.
+fn boots_without_a_generated_menu(loader: &Path, spelling: &str) {
     let bench = Bench::with_shell(&["reset -s"]);
     let entry = |place: u8, id: &str| {
         let text = format!(
             "title Debian GNU/Linux {id} (trixie)\nversion 13.{place}\nlinux /bootc_composefs-{id}/vmlinuz\ninitrd \
-             /bootc_composefs-{id}/initrd\noptions composefs=?{id} rw\nsort-key bootc-debian-{}\n",
+             /bootc_composefs-{id}/initrd\noptions {spelling}{id} rw\nsort-key bootc-debian-{}\n",
             1 - place
         );
         (format!("loader/entries/bootc_debian-13-{place}.conf"), text)

@@ -6,6 +6,7 @@ mod bad_input;
 mod boot_paths;
 mod build;
 mod cache;
+mod erofs;
 mod found;
 mod layers;
 mod layout;

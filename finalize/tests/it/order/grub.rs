@@ -124,10 +124,11 @@ fn a_generated_menu_agrees_with_the_table() {
 fn entries_without_a_generated_menu_are_shown_by_the_main_menu() {
     let Some(root) = tools("forky") else { return };
     let fallback = include_str!("../../../../image-tools/src/deployment/grub-fallback.cfg");
-    let entry = |name: &str, id: &str| {
-        (format!("{name}.conf"), format!("title Debian\nversion {id}\nlinux /k/v\noptions composefs={id} rw\n"))
+    let entry = |name: &str, id: &str, spelling: &str| {
+        (format!("{name}.conf"), format!("title Debian\nversion {id}\nlinux /k/v\noptions {spelling}{id} rw\n"))
     };
-    let (one, two) = (entry("bootc_x-1-1", "aaaa"), entry("bootc_x-1-0", "bbbb"));
+    let one = entry("bootc_x-1-1", "aaaa", "composefs=");
+    let two = entry("bootc_x-1-0", "bbbb", "composefs.digest=?v1-sha512-12:");
     let others = ("rescue.conf".to_owned(), "title Rescue\nlinux /k/v\n".to_owned());
     for (entries, lines) in [
         (vec![one.clone(), two.clone(), others], ["Debian (aaaa)", "Debian (bbbb)"]),
