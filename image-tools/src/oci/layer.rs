@@ -22,7 +22,7 @@ use crate::progress::{Counted, Progress};
 
 /// How much is inflated at once, in bytes, and how many of that may wait.
 const CHUNK: usize = 1 << 18;
-const WAITING: usize = 8;
+const WAITING: usize = 32;
 
 /// A window of 32 KiB in gzip's format, to zlib.
 const GZIP: u8 = 16 + 15;
