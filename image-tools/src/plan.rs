@@ -150,8 +150,8 @@ impl Format {
 pub enum NoRoom {
     /// What was asked for, in MiB, and what would do.
     #[error(
-        "the {what} of {has} MiB is too small for what it holds and will hold with three deployments: {least} MiB would do; \
-         choose {option} {least} or more, or leave {option} out"
+        "the {what} of {has} MiB is too small for what it must hold: {least} MiB would do; choose {option} {least} or more, \
+         or leave {option} out"
     )]
     TooSmall {
         /// The partition, or the disk.
@@ -249,8 +249,8 @@ mod tests {
         let said = |files, size| disk(Some(size), files).map(drop).map_err(|error| error.to_string());
         for (size, least) in [(20, 75), (65, 75), (74, 75)] {
             let text = format!(
-                "the disk of {size} MiB is too small for what it holds and will hold with three deployments: {least} MiB \
-                 would do; choose --size {least} or more, or leave --size out"
+                "the disk of {size} MiB is too small for what it must hold: {least} MiB would do; choose --size {least} \
+                 or more, or leave --size out"
             );
             assert_eq!(said([9, 9], size), Err(text));
         }

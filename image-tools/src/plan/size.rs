@@ -63,8 +63,14 @@ pub struct Room {
 }
 
 impl Room {
+    /// Bytes of what it holds now.
+    fn now(&self) -> u64 {
+        self.files + self.own
+    }
+
+    /// Bytes of what it will hold.
     fn total(&self) -> u64 {
-        self.files + self.later + self.own
+        self.now() + self.later
     }
 }
 
@@ -155,19 +161,15 @@ impl Wanted {
         Room { files: now.on_disk(block), later: deployments * each.on_disk(block), deployments, own, inodes }
     }
 
-    fn fits(&self, size: u64) -> bool {
-        self.room(size).total() <= size
-    }
-
-    /// A size that would do, in whole MiB: all fits, and little is left.
-    fn least(&self) -> u64 {
+    /// A size that would do, in whole MiB: what counts fits, and little is left.
+    fn least(&self, what: fn(&Room) -> u64) -> u64 {
         let mut size = match self.file_system {
             FileSystem::Fat(_) => FAT_LEAST,
             FileSystem::Ext4(_) => 4 * MIB,
             FileSystem::Xfs(_) => XFS_LEAST,
         };
-        while !self.fits(size) {
-            size = self.room(size).total().next_multiple_of(MIB).max(size + MIB);
+        while what(&self.room(size)) > size {
+            size = what(&self.room(size)).next_multiple_of(MIB).max(size + MIB);
         }
         size
     }
@@ -175,8 +177,8 @@ impl Wanted {
     /// The size that it gets where nobody asks for one.
     fn usual(&self) -> u64 {
         match self.purpose {
-            Purpose::Root => (self.least() + LOCAL).next_multiple_of(256 * MIB),
-            _ => (self.least() + self.least() / 8).next_multiple_of(64 * MIB).max(USUAL),
+            Purpose::Root => (self.least(Room::total) + LOCAL).next_multiple_of(256 * MIB),
+            _ => (self.least(Room::total) * 9 / 8).next_multiple_of(64 * MIB).max(USUAL),
         }
     }
 
@@ -186,16 +188,29 @@ impl Wanted {
         self.check(size, size, 0).map(|()| size)
     }
 
-    /// Whether all fits into `size` bytes; the error speaks of the whole that has `has` bytes, `others` of them taken.
+    /// Whether all fits into `size` bytes; the error speaks of the whole that has `has` bytes, `others` of them taken. A disk
+    /// that holds what it has, and no update more, is somebody's choice, who is told.
     pub(super) fn check(&self, size: u64, has: u64, others: u64) -> Result<(), NoRoom> {
         let (what, option) = match self.purpose {
             Purpose::Esp | Purpose::EspMirror => ("ESP", "--esp-size"),
             Purpose::Boot => ("boot partition", "--boot-size"),
             Purpose::Root => ("disk", "--size"),
         };
-        let (least, has) = ((self.least() + others) / MIB, has / MIB);
-        let enough = self.fits(size) && size >= if let FileSystem::Xfs(_) = self.file_system { XFS_LEAST } else { 0 };
-        if enough { Ok(()) } else { Err(NoRoom::TooSmall { what, has, least, option }) }
+        let floor = if let FileSystem::Xfs(_) = self.file_system { XFS_LEAST } else { 0 };
+        let has_room = |of: fn(&Room) -> u64| of(&self.room(size)) <= size && size >= floor;
+        let least = |of| (self.least(of) + others) / MIB;
+        match self.purpose {
+            _ if has_room(Room::total) => Ok(()),
+            Purpose::Root if has_room(Room::now) => {
+                let least = least(Room::total);
+                tracing::warn!(
+                    "the disk has no room for a third deployment: updates may fail; --size {least} would do"
+                );
+                Ok(())
+            }
+            Purpose::Root => Err(NoRoom::TooSmall { what, has: has / MIB, least: least(Room::now), option }),
+            _ => Err(NoRoom::TooSmall { what, has: has / MIB, least: least(Room::total), option }),
+        }
     }
 }
 
@@ -244,7 +259,7 @@ mod tests {
             for file_system in [FileSystem::Fat(0), FileSystem::Ext4(Uuid::nil()), FileSystem::Xfs(Uuid::nil())] {
                 let one =
                     Wanted { file_system, ..esp(nodes.clone(), Later::after(2, Load { bytes: 1 << 20, nodes: 9 })) };
-                let least = one.least();
+                let least = one.least(Room::total);
                 assert!(one.check(least, least, 0).is_ok());
                 let less = least - least / 16 - 2 * MIB;
                 assert!(less < FAT_LEAST || one.check(less, less, 0).is_err(), "{file_system:?} {}", least / MIB);

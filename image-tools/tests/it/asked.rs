@@ -153,7 +153,10 @@ fn a_size_that_is_refused_comes_with_one_that_does() {
     assert!(said[0].contains("the disk of 514 MiB is too small"), "{}", said[0]);
     let enough = said.map(|said| proposed(&said, "--size"));
     assert!(enough[0] == enough[1] && (540..640).contains(&enough[0]), "{enough:?}");
-    built(dir.path(), "disk", &["--size", &enough[0].to_string()]);
+    let output = build(&dir.path().join("layout"), None, &dir.path().join("disk"), &["--size", &enough[0].to_string()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    // That is said, and somebody's choice.
+    assert!(output.status.success() && said.contains("no room for a third deployment"), "{said}");
 }
 
 #[test]
