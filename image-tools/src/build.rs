@@ -1,8 +1,8 @@
 //! From images to a disk: resolve, pull, plan, write, convert. Each step consumes what the one before it has made.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use finalize::{
     cmdline::{Format as ErofsFormat, Verity},
     digest::DeploymentId,
@@ -18,7 +18,7 @@ use crate::{
     node::Node,
     oci::{self, Image, Reference},
     plan::{
-        FileSystem, Format, Plan, Purpose, Wanted, disk_size, lay_out,
+        FileSystem, Format, NoRoom, Plan, Purpose, Wanted, disk_size, lay_out,
         size::{Later, Load},
     },
     store::{Cache, Store, objects as objects_of},
@@ -210,6 +210,20 @@ fn objects(system: &System) -> Load {
     Load { bytes: load.bytes + load.bytes / 16, nodes: load.nodes + 16 }
 }
 
+/// Whether the build host has room in `dir` for the disk, and for a copy of it where it is converted. Contents that move from
+/// there to the disk take no more than they did.
+fn check_host(plan: &Plan, dir: &Path) -> Result<()> {
+    let found = rustix::fs::statvfs(dir).with_context(|| format!("asking for what is free in {}", dir.display()))?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize) >> 20;
+    let nodes = || plan.partitions.iter().flat_map(|partition| &partition.nodes);
+    let new: u64 = nodes().filter(|node| !node.moves()).map(Node::size).sum();
+    let again: u64 = if plan.format == Format::Raw { 0 } else { nodes().map(Node::size).sum() };
+    let needs = (new + again).div_ceil(1 << 20);
+    let dir = dir.parent().unwrap_or(dir).to_owned();
+    ensure!(needs <= free, NoRoom::Host { dir, free, needs });
+    Ok(())
+}
+
 impl Planned {
     /// Makes the disk.
     ///
@@ -218,6 +232,7 @@ impl Planned {
     /// Which program failed; then there is no output, or the old one still.
     pub fn write(self) -> Result<Built> {
         let Self { plan, output, root, seed, scratch } = self;
+        check_host(&plan, scratch.path())?;
         let built = Built { booted: plan.booted.clone(), staged: plan.staged.clone(), root, seed };
         disk::write(plan, &scratch.path().join("disk"))?.convert(&output)?;
         Ok(built)

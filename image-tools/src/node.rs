@@ -130,6 +130,11 @@ impl Node {
         if let Content::Sealed(file) = &self.content { Some(file.place.size) } else { None }
     }
 
+    /// Whether its content gives its place on the build host back while it is copied.
+    pub fn moves(&self) -> bool {
+        matches!(&self.content, Content::Packed(file) | Content::Sealed(file) if file.pack.is_scratch)
+    }
+
     /// The bytes of its content.
     pub fn size(&self) -> u64 {
         match &self.content {

@@ -4,6 +4,8 @@
 mod print;
 pub mod size;
 
+use std::path::PathBuf;
+
 use finalize::digest::DeploymentId;
 use uuid::Uuid;
 
@@ -162,6 +164,19 @@ pub enum NoRoom {
         least: u64,
         /// What chooses it.
         option: &'static str,
+    },
+    /// The build host has no room for the image, in MiB.
+    #[error(
+        "{} has {free} MiB free, and the disk image takes {needs} MiB more there until it is complete: choose another --output",
+        dir.display()
+    )]
+    Host {
+        /// Where it is made.
+        dir: PathBuf,
+        /// What is free.
+        free: u64,
+        /// What is needed.
+        needs: u64,
     },
     /// A file system was full before all files were in it.
     #[error("the {what} partition of {has} MiB is full before all of its files are in it: choose a larger {option}")]

@@ -12,6 +12,7 @@ use rustix::{fs::FallocateFlags, io::Errno};
 use super::volume::{Numbers, Volume, checksum, halves};
 use crate::{
     node::{Content, Node, Packed},
+    progress::Progress,
     verity::{BLOCK, metadata_offset},
 };
 
@@ -232,6 +233,7 @@ fn extend<'a>(copies: &mut Vec<Copy<'a>>, next: Copy<'a>) {
 fn carry(copies: &[Copy<'_>], volume: &Volume<'_>, disk: &File) -> io::Result<()> {
     /// How many blocks are copied before that is done.
     const PIECE: u64 = (16 << 20) / BLOCK as u64;
+    let progress = Progress::of_step(copies.iter().map(|copy| copy.count * BLOCK as u64).sum());
     for (index, copy) in copies.iter().enumerate() {
         let pack = &copy.from.pack;
         let next = copies.get(index + 1).filter(|next| next.from.pack.number == pack.number);
@@ -241,6 +243,7 @@ fn carry(copies: &[Copy<'_>], volume: &Volume<'_>, disk: &File) -> io::Result<()
             let (source, count) = (copy.source + done, PIECE.min(copy.count - done));
             let [from, length] = [source, count].map(|blocks| blocks * BLOCK as u64);
             copy_range((&pack.file, from), (disk, volume.at(copy.target + done)), length)?;
+            progress.add(length);
             if pack.is_scratch && source + count <= needed {
                 // Where the file system cannot do that, it is all given back at the end.
                 _ = rustix::fs::fallocate(

@@ -175,6 +175,32 @@ fn a_kernel_that_leaves_no_room_for_two_more_is_refused_with_a_size_that_has_it(
     }
 }
 
+/// The directory of the output is full before the disk is complete: that is known before.
+#[test]
+fn a_host_without_room_is_refused_before_the_disk_is_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = system();
+    let mut noise = vec![0; 12 << 20];
+    fastrand::Rng::with_seed(1).fill(&mut noise);
+    files.push(("usr/share/noise".to_owned(), noise));
+    write(&dir.path().join("layout"), &files);
+    let script =
+        "set -e; mkdir small; mount -t tmpfs -o size=20m none small; cp -f /dev/null started; exec \"$0\" \"$@\"";
+    let program = crate::layout::PROGRAM;
+    let shell = image_tools::program::shell().unwrap();
+    shell.change_dir(dir.path());
+    let build = ["build", "--image", "oci:layout", "--output", "small/disk", "--format", "qcow2"];
+    let output = xshell::cmd!(shell, "unshare --mount sh -c {script} {program} {build...}");
+    let output = image_tools::program::output(output).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    if !dir.path().join("started").exists() {
+        println!("SKIPPED, no mount namespace: {said}");
+        return;
+    }
+    assert!(output.status.code() == Some(3), "{said}");
+    assert!(said.contains("small has ") && said.contains(" MiB more there until it is complete"), "{said}");
+}
+
 /// mcopy dies of names that FAT has not.
 #[test]
 fn a_name_that_no_file_system_has_is_refused() {
