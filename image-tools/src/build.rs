@@ -21,7 +21,7 @@ use crate::{
         FileSystem, Format, NoRoom, Plan, Purpose, Wanted, disk_size, lay_out,
         size::{Later, Load},
     },
-    store::{Cache, Store, objects as objects_of},
+    store::{Cache, Store, object_sizes},
     system::{Boots, CannotBoot, System},
 };
 
@@ -206,7 +206,7 @@ fn wanted(request: &Request, of: &Deployments<'_>, name: &dyn Fn(&str) -> Uuid) 
 /// What a system brings into the repository, if it shares nothing: its objects, and a sixteenth of that for its EROFS image and
 /// what says how its layers are made of objects.
 fn objects(system: &System) -> Load {
-    let load = Load::sealed(objects_of(&system.tree).into_values());
+    let load = Load::sealed(object_sizes(&system.tree).into_values());
     Load { bytes: load.bytes + load.bytes / 16, nodes: load.nodes + 16 }
 }
 

@@ -332,7 +332,7 @@ impl Store {
 }
 
 /// The objects that an image's files are, each with its size in bytes.
-pub fn objects(tree: &Tree) -> HashMap<Sha512HashValue, u64> {
+pub fn object_sizes(tree: &Tree) -> HashMap<Sha512HashValue, u64> {
     let object = |leaf: &Leaf<Sha512HashValue>| match &leaf.content {
         LeafContent::Regular(RegularFile::External(id, size)) => Some((id.clone(), *size)),
         _ => None,

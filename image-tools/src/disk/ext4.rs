@@ -3,11 +3,15 @@
 
 use std::{fmt::Write as _, fs::File, path::Path};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use uuid::Uuid;
 use xshell::{Cmd, Shell, cmd};
 
-use super::{Place, fill::Marked, tar};
+use super::{
+    Place,
+    fill::{Inodes, Marked},
+    tar,
+};
 use crate::{node::Node, plan::NoRoom, program};
 
 /// What mke2fs takes for granted (mke2fs.conf(5)), whatever the build host has: features that GRUB 2.06, e2fsprogs 1.46 and
@@ -80,10 +84,10 @@ pub fn create(place: Place<'_>, uuid: Uuid, time: u64) -> Result<()> {
         .with_context(|| format!("making the {label} file system"))?;
     let disk = File::options().read(true).write(true).open(place.disk);
     let disk = disk.with_context(|| format!("opening {}", place.disk.display()))?;
-    let is_filled = marked.fill(&disk, place.partition.start);
-    let is_filled = is_filled.with_context(|| format!("filling the {label} file system"))?;
-    ensure!(is_filled, NoRoom::full(place.partition));
-    let batch = commands(nodes, scratch.path())?;
+    let inodes = marked.fill(&disk, place.partition.start);
+    let inodes = inodes.with_context(|| format!("filling the {label} file system"))?;
+    let inodes = inodes.ok_or_else(|| NoRoom::full(place.partition))?;
+    let batch = commands(nodes, &inodes, scratch.path())?;
     if !batch.is_empty() {
         let file = scratch.path().join("batch");
         std::fs::write(&file, batch)?;
@@ -103,26 +107,25 @@ fn too_small(place: Place<'_>, error: anyhow::Error) -> anyhow::Error {
     if is_full { NoRoom::full(place.partition).into() } else { error }
 }
 
-/// The commands for debugfs(8) that give nodes their extended attributes. Values are written to files below `scratch`.
-fn commands(nodes: &[Node], scratch: &Path) -> Result<String> {
+/// The commands for debugfs(8) that give inodes their extended attributes. Values are written to files below `scratch`.
+fn commands(nodes: &[Node], inodes: &Inodes, scratch: &Path) -> Result<String> {
     let mut batch = String::new();
     let mut values = 0;
-    for node in nodes {
+    for (place, inode) in inodes {
+        let node = &nodes[*place];
         for (key, value) in &node.meta.xattrs {
             values += 1;
-            let path = quoted(&node.path)?;
+            let lossy = String::from_utf8_lossy(key);
+            let named = || format!("setting the attribute {lossy:?} of {}", node.path.display());
+            // debugfs reads names in quotes, and has no way to quote these.
+            let key = std::str::from_utf8(key).ok().filter(|key| !key.contains(['"', '\n', '\r']));
+            let key = key
+                .context("a name with quotes, line breaks, or not in UTF-8 cannot be carried over")
+                .with_context(named)?;
             let file = scratch.join(format!("xattr-{values}"));
             std::fs::write(&file, value).with_context(|| format!("writing {}", file.display()))?;
-            writeln!(batch, "ea_set -f {} {path} {}", file.display(), String::from_utf8_lossy(key))?;
+            writeln!(batch, "ea_set -f {} <{inode}> \"{key}\"", file.display())?;
         }
     }
     Ok(batch)
-}
-
-/// A path as debugfs reads it.
-fn quoted(path: &Path) -> Result<String> {
-    match path.to_str() {
-        Some(text) if !text.contains(['"', '\n', '\r']) => Ok(format!("\"/{text}\"")),
-        _ => bail!("the name {path:?} cannot be carried over: it has quotes, line breaks or is not UTF-8"),
-    }
 }

@@ -2,7 +2,8 @@
 //! to mke2fs would be copied several times, and mke2fs knows nothing of fs-verity.
 //!
 //! mke2fs makes these files empty, each with a number for its owner, by which its inode is found. It gets the blocks, the
-//! size and the flags here. fs-verity metadata stand behind the data, where `verity` says.
+//! size and the flags here. fs-verity metadata stand behind the data, where `verity` says. Inodes that will get extended
+//! attributes are found in the same way.
 
 use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt};
 
@@ -26,12 +27,12 @@ const IN_BLOCK: usize = 340;
 /// How many blocks an extent has at most.
 const LONGEST: u64 = 32768;
 
-/// Files that are made empty, and how they are told from others: their group is this one, and their owner their place in
-/// the list of nodes.
+/// Nodes that mke2fs does not complete, and how they are told from others: their group is this one, and their owner their
+/// place in the list of nodes.
 #[derive(Debug, Clone, Copy)]
 pub struct Marked<'a> {
     nodes: &'a [Node],
-    /// The group that they have until they are filled.
+    /// The group that they have until they are complete.
     pub group: u32,
 }
 
@@ -42,6 +43,9 @@ struct Extent {
     physical: u64,
     count: u64,
 }
+
+/// The inodes of nodes that have extended attributes, by their place in the list.
+pub type Inodes = BTreeMap<usize, u32>;
 
 /// A file that gets its blocks.
 #[derive(Debug, Default)]
@@ -61,7 +65,7 @@ struct Copy<'a> {
 }
 
 impl<'a> Marked<'a> {
-    /// The files among `nodes` whose content is in packs.
+    /// Those among `nodes` whose content is in packs, or that have extended attributes.
     pub fn of(nodes: &'a [Node]) -> Self {
         let taken: std::collections::HashSet<u32> = nodes.iter().map(|node| node.meta.gid).collect();
         let group = (1 << 31..u32::MAX).find(|group| !taken.contains(group)).unwrap_or_default();
@@ -75,17 +79,28 @@ impl<'a> Marked<'a> {
         }
     }
 
-    /// Whether `node` is one of them.
-    pub fn is_marked(node: &Node) -> bool {
+    /// Whether its content is in a pack: mke2fs makes the file empty.
+    pub fn is_packed(node: &Node) -> bool {
         Self::packed(node).is_some()
     }
 
-    /// Fills them: in the file system that begins at byte `start` of `disk`. False where there is no room.
+    /// A further name has the attributes of the first one.
+    fn has_attributes(node: &Node) -> bool {
+        !node.meta.xattrs.is_empty() && !matches!(node.content, Content::HardLink(_))
+    }
+
+    /// Whether `node` is one of them.
+    pub fn is_marked(node: &Node) -> bool {
+        Self::is_packed(node) || Self::has_attributes(node)
+    }
+
+    /// Fills the files, gives all of them their owners, and finds the inodes of those that will get attributes: in the file
+    /// system that begins at byte `start` of `disk`. Nothing where there is no room.
     ///
     /// # Errors
     ///
     /// When mke2fs has not made them as it was told, and those of reading and writing.
-    pub fn fill(self, disk: &File, start: u64) -> Result<bool> {
+    pub fn fill(self, disk: &File, start: u64) -> Result<Option<Inodes>> {
         let mut volume = Volume::open(disk, start)?;
         let mut files: Vec<_> =
             self.nodes.iter().enumerate().filter_map(|(n, node)| Some((n, Self::packed(node)?))).collect();
@@ -93,7 +108,7 @@ impl<'a> Marked<'a> {
         files.sort_by_key(|(number, packed)| (packed.pack.number, packed.place.start, *number));
         let wanted: u64 =
             files.iter().map(|(n, packed)| self.runs(*n, packed).map(|(_, _, count)| count).sum::<u64>()).sum();
-        let Some(free) = volume.allocate(wanted)? else { return Ok(false) };
+        let Some(free) = volume.allocate(wanted)? else { return Ok(None) };
         let mut filled: BTreeMap<usize, Filled> = BTreeMap::new();
         let mut copies: Vec<Copy<'_>> = vec![];
         let mut free = Free { runs: free.into_iter(), run: 0..0 };
@@ -111,12 +126,11 @@ impl<'a> Marked<'a> {
         for file in filled.values_mut().filter(|file| file.extents.len() > IN_INODE) {
             let leaves = file.extents.len().div_ceil(IN_BLOCK);
             ensure!(leaves <= IN_INODE, "a file has too many holes, or the file system too many pieces");
-            let Some(blocks) = volume.allocate(leaves as u64)? else { return Ok(false) };
+            let Some(blocks) = volume.allocate(leaves as u64)? else { return Ok(None) };
             file.leaves = blocks.into_iter().flatten().collect();
         }
         carry(&copies, &volume, disk).context("copying a pack")?;
-        self.describe(&volume, disk, filled).context("writing inodes")?;
-        Ok(true)
+        self.describe(&volume, disk, filled).context("writing inodes").map(Some)
     }
 
     /// What of a pack becomes which blocks of a file: logical, in the pack, count. In the order of the pack.
@@ -133,21 +147,26 @@ impl<'a> Marked<'a> {
     }
 
     /// Writes the inodes, and the blocks with their extents.
-    fn describe(self, volume: &Volume<'_>, disk: &File, mut filled: BTreeMap<usize, Filled>) -> Result<()> {
+    fn describe(self, volume: &Volume<'_>, disk: &File, mut filled: BTreeMap<usize, Filled>) -> Result<Inodes> {
+        let mut inodes = Inodes::new();
         volume.each_inode(|number, inode| {
             let id = |low: usize, high: usize| u32::from(inode.get16(low)) | u32::from(inode.get16(high)) << 16;
             if id(0x18, 0x7a) != self.group {
                 return Ok(false);
             }
-            let Some((node, file)) = filled.remove_entry(&(id(2, 0x78) as usize)) else {
+            let place = id(2, 0x78) as usize;
+            let Some(node) = self.nodes.get(place).filter(|node| Self::is_marked(node)) else {
                 return Err(io::Error::other("mke2fs has made a file that nobody asked for"));
             };
-            let node = &self.nodes[node];
+            if Self::has_attributes(node) {
+                inodes.insert(place, number);
+            }
             for (at, id) in [((2, 0x78), node.meta.uid), ((0x18, 0x7a), node.meta.gid)] {
                 let [low, high] = halves(id);
                 inode.put16(at.0, low);
                 inode.put16(at.1, high);
             }
+            let Some(file) = filled.remove(&place) else { return Ok(true) };
             let flags = if matches!(node.content, Content::Sealed(_)) { EXTENTS | VERITY } else { EXTENTS };
             inode.put32(0x20, flags);
             inode.put32(4, (node.size() & 0xffff_ffff) as u32);
@@ -176,8 +195,9 @@ impl<'a> Marked<'a> {
             }
             Ok(true)
         })?;
-        ensure!(filled.is_empty(), "mke2fs has not made {} files", filled.len());
-        Ok(())
+        let missing = self.nodes.iter().filter(|node| Self::has_attributes(node)).count() - inodes.len() + filled.len();
+        ensure!(missing == 0, "mke2fs has not made {missing} files");
+        Ok(inodes)
     }
 }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use super::fill::Marked;
 use crate::node::{Content, Device, Node};
 
-/// Writes the archive. Files that are filled later are empty, and marked.
+/// Writes the archive. Nodes that are completed later are marked, and files that are filled later empty.
 pub fn write(nodes: &[Node], marked: Marked<'_>, out: &mut dyn Write) -> Result<()> {
     let mut archive = tar::Builder::new(out);
     for (number, node) in nodes.iter().enumerate() {
@@ -31,7 +31,7 @@ fn append(archive: &mut tar::Builder<&mut dyn Write>, node: &Node, (uid, gid): (
     header.set_uid(uid);
     header.set_gid(gid);
     header.set_mtime(node.meta.mtime);
-    header.set_size(if Marked::is_marked(node) { 0 } else { node.size() });
+    header.set_size(if Marked::is_packed(node) { 0 } else { node.size() });
     let open = |path: &Path| File::open(path).with_context(|| format!("opening {}", path.display()));
     let path = &node.path;
     match &node.content {

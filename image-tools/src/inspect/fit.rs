@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use composefs_boot::uki::get_text_section;
 use finalize::{
-    boot::Loader,
+    boot::{Loader, bls::Entry},
     cmdline::{Target, Verity},
     digest::DeploymentId,
     layout,
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{
     BootEntry, Disk, Report,
     ext4::{Ext4, Superblock},
+    fat::Fat,
     kind::Content,
     objects::VERITY,
 };
@@ -37,6 +38,12 @@ const NEW_FEATURES: [(usize, u32, &str); 4] = [
     (1, 0x2_0000, "casefold"),
 ];
 
+/// The entries of deployments in a directory, with their text.
+fn deploying(fat: &Fat, dir: &str) -> Result<BTreeMap<String, String>> {
+    let files = fat.files(dir)?.into_iter();
+    Ok(files.filter(|(_, text)| text.parse::<Entry>().is_ok_and(|entry| entry.deployment().is_some())).collect())
+}
+
 impl Disk {
     /// What a firmware starts that knows nothing of this disk.
     pub(super) fn check_firmware(&self) -> Result<Option<String>> {
@@ -53,7 +60,7 @@ impl Disk {
             .then(|| format!("the ESP has no {path}{other}: a firmware that knows nothing of the disk starts nothing")))
     }
 
-    /// Whether further ESPs with entries are as the first one.
+    /// Whether further ESPs boot the same deployments as the first one. What other people have there is theirs.
     pub(super) fn check_mirrors(&self) -> Result<Vec<String>> {
         let Some(((first, esp), mirrors)) = self.found.esps.split_first() else { return Ok(vec![]) };
         let dirs = [layout::ENTRIES, layout::ENTRIES_STAGED].map(|dir| format!("{}/{dir}", layout::LOADER));
@@ -63,10 +70,9 @@ impl Disk {
                 continue;
             }
             for dir in &dirs {
-                let [one, other] =
-                    [esp, mirror].map(|fat| fat.files(dir).map(|all| all.into_iter().collect::<BTreeMap<_, _>>()));
-                if one? != other? {
-                    wrong.push(format!("{} has other files in {dir} than {}", partition.spoken(), first.spoken()));
+                if deploying(esp, dir)? != deploying(mirror, dir)? {
+                    let (one, other) = (partition.spoken(), first.spoken());
+                    wrong.push(format!("{one} has other entries of deployments in {dir} than {other}"));
                 }
             }
         }

@@ -80,6 +80,45 @@ fn special_files_and_odd_names_are_carried_over() {
     assert!(kind(&[etc.as_bytes(), b"/\"\xff\n q"].concat()).is_regular_file());
 }
 
+/// debugfs cannot name these files; their inodes have numbers.
+#[test]
+fn attributes_of_files_with_odd_names_are_carried_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = dir.path().join("layout");
+    let mut tar = tar::Builder::new(vec![]);
+    let odd = ["etc/\"quoted\"", "etc/with\nlines", "etc/d \"", "var/large"];
+    for name in odd {
+        let kind = if name == "etc/d \"" { EntryType::Directory } else { EntryType::Regular };
+        let content = if name == "var/large" { vec![b'x'; 9000] } else { vec![] };
+        let (header, content) = entry(name, kind, &content);
+        let fields = [("SCHILY.xattr.user.one", name.as_bytes()), ("SCHILY.xattr.user.with space", b"2")];
+        tar.append_pax_extensions(fields).unwrap();
+        tar.append(&header, &content[..]).unwrap();
+    }
+    let layers = [Layer::plain(archive(&entries(&system()))), Layer::plain(tar.into_inner().unwrap())];
+    fs::create_dir_all(&layout).unwrap();
+    index(&layout, &[image(&layout, &layers, "amd64")]);
+    built(dir.path(), "disk", &[]);
+    let (ext4, etc) = root(dir.path(), &dir.path().join("disk"));
+    let shell = image_tools::program::shell().unwrap();
+    let part = dir.path().join("root.part");
+    let ask = |question: &str| xshell::cmd!(shell, "debugfs -R {question} {part}").ignore_stderr().read().unwrap();
+    for name in odd {
+        let (dir, name) = name.split_once('/').unwrap();
+        let dir = if dir == "etc" { etc.clone() } else { format!("/state/os/default/{dir}") };
+        let meta = ext4.symlink_metadata(format!("{dir}/{name}").as_str()).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (if meta.is_dir() { 0 } else { 7 }, 0), "{name}");
+        let listed = ask(&format!("ls -l {dir}"));
+        let shown = name.replace('\n', "\\x0a");
+        let line =
+            listed.lines().find(|line| line.ends_with(&format!(" {shown}"))).unwrap_or_else(|| panic!("{listed}"));
+        let inode = line.split_whitespace().next().unwrap();
+        let attributes = ask(&format!("ea_list <{inode}>"));
+        assert!(attributes.contains("user.with space (1) = \"2\""), "{name}: {attributes}");
+        assert!(attributes.contains("user.one ("), "{name}: {attributes}");
+    }
+}
+
 #[test]
 fn a_machine_can_be_told_where_its_updates_come_from() {
     let dir = tempfile::tempdir().unwrap();
