@@ -3,7 +3,8 @@
 //!
 //! `BENCH_IMAGE` is an OCI layout with the tag `latest`, the demo's v2 unless told; `BENCH_BEFORE`, the demo's v1, is what the
 //! cache has seen before; `hack/large-image` makes such layouts of any size, and `BENCH_SIZE` MiB is what mke2fs makes of
-//! others' trees. Temporary files are best in memory (`TMPDIR`).
+//! others' trees. Temporary files are best in memory (`TMPDIR`). systemd-repart, which is what mkosi makes disks with, takes part
+//! where it can do without loop devices (254 and later; `REPART` names another one than the machine's).
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 use std::{
@@ -87,6 +88,27 @@ fn build(layout: &Path, scratch: &Path, more: &[&Path]) {
     program::run(build.args(more)).unwrap();
 }
 
+/// A systemd-repart that needs neither root nor loop devices.
+fn repart() -> Option<String> {
+    let program = std::env::var("REPART").unwrap_or_else(|_| "systemd-repart".to_owned());
+    let shell = program::shell().unwrap();
+    let help = program::output(cmd!(shell, "{program} --help")).ok()?;
+    String::from_utf8_lossy(&help.stdout).contains("--offline").then_some(program)
+}
+
+/// A disk with the tree at `root`, without composefs and fs-verity.
+fn partitioned(repart: &str, root: &Path, scratch: &Path) {
+    let definition = |kind: &str, more: &str| format!("[Partition]\nType={kind}\nCopyFiles={more}\n");
+    let (definitions, disk) = (scratch.join("definitions"), scratch.join("disk"));
+    std::fs::create_dir(&definitions).unwrap();
+    std::fs::write(definitions.join("1.conf"), definition("esp", "/boot:/\nFormat=vfat\nSizeMinBytes=512M")).unwrap();
+    std::fs::write(definitions.join("2.conf"), definition("root", "/:/\nFormat=ext4\nSizeMinBytes=2G")).unwrap();
+    let shell = program::shell().unwrap();
+    let words = ["--empty=create", "--size=3G", "--dry-run=no", "--offline=yes"];
+    let make = cmd!(shell, "{repart} {words...} --definitions {definitions} --root {root} {disk}");
+    program::run(make).unwrap();
+}
+
 /// A cache that has seen an image, and how one builds with it: what is new is removed again.
 struct Cache {
     dir: tempfile::TempDir,
@@ -119,7 +141,7 @@ fn main() {
         let store = Store::create(&scratch.join("store")).unwrap();
         store.pull(&resolve(image, scratch)).unwrap();
     };
-    let rivals: [Rival<'_>; 9] = [
+    let mut rivals: Vec<Rival<'_>> = vec![
         ("tar, all layers", Box::new(|dir| untar(image, dir))),
         ("umoci unpack", Box::new(|dir| drop(umoci(image, dir)))),
         ("umoci unpack, and mke2fs -d", Box::new(|dir| mke2fs(&umoci(image, dir)))),
@@ -130,6 +152,10 @@ fn main() {
         ("ours, a bootable disk, --cache has seen the image before", Box::new(|dir| other.build(image, dir))),
         ("ours, a bootable disk, --cache has seen this image", Box::new(|dir| same.build(image, dir))),
     ];
+    if let Some(repart) = repart() {
+        let work = move |dir: &Path| partitioned(&repart, &umoci(image, dir), dir);
+        rivals.insert(3, ("umoci unpack, and systemd-repart", Box::new(work)));
+    }
     let mut times = vec![vec![]; rivals.len()];
     for _ in 0..number("BENCH_ROUNDS", 7) {
         for ((_, work), times) in rivals.iter().zip(&mut times) {

@@ -302,6 +302,53 @@ fn the_id_is_the_one_that_composefs_computes() {
     assert!(all.iter().all(|[theirs, ours]| ours == theirs) && all[0] != all[1], "{all:?}");
 }
 
+/// Writes a directory of a file system out.
+fn copy_out(ext4: &ext4_view::Ext4, from: &str, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in ext4.read_dir(from).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().as_str().unwrap().to_owned();
+        let (path, to) = (format!("{from}/{name}"), to.join(&name));
+        match entry.file_type().unwrap() {
+            _ if [".", ".."].contains(&&*name) => {}
+            kind if kind.is_dir() => copy_out(ext4, &path, &to),
+            kind if kind.is_symlink() => {
+                std::os::unix::fs::symlink(ext4.read_link(path.as_str()).unwrap().to_str().unwrap(), to).unwrap();
+            }
+            _ => fs::write(to, ext4.read(path.as_str()).unwrap()).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn there_is_nothing_on_a_disk_for_composefs_to_collect() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = |more: &str| {
+        let above = vec![entry("usr/share/large", EntryType::Regular, more.repeat(5000).as_bytes())];
+        [Layer::plain(archive(&entries(&system()))), Layer::plain(archive(&above))]
+    };
+    let [one, two] = ["one", "two"].map(|name| {
+        let layout = dir.path().join(name);
+        index(&layout, &[image(&layout, &layers(name), "amd64")]);
+        layout
+    });
+    let disk = dir.path().join("disk");
+    let output = crate::layout::build(&one, Some(&two), &disk, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let part = image_tools::inspect::table::read(&disk).unwrap().into_iter().find(|part| part.name == "root").unwrap();
+    let root = dir.path().join("root");
+    image_tools::sparse::part(&disk, part.start..part.start + part.size, &root).unwrap();
+    let copy = dir.path().join("repository");
+    copy_out(&ext4_view::Ext4::load_from_path(&root).unwrap(), "/composefs", &copy);
+    let mut repository = Repository::<Sha512HashValue>::open_path(CWD, &copy).unwrap();
+    repository.set_insecure();
+    let found = repository.gc_dry_run(&[]).unwrap();
+    assert_eq!((found.objects_removed, found.images_pruned, found.streams_pruned), (0, 0, 0));
+    // It would find something.
+    fs::create_dir_all(copy.join("objects/00")).unwrap();
+    fs::write(copy.join("objects/00").join("0".repeat(126)), "").unwrap();
+    assert_eq!(repository.gc_dry_run(&[]).unwrap().objects_removed, 1);
+}
+
 #[test]
 #[ignore = "needs an image in ORACLE_IMAGE, which hack/test has"]
 fn an_image_is_what_engines_make_of_it() {
