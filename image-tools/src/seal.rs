@@ -46,7 +46,9 @@ pub fn digest(image: (Reference, Option<&'static Arch>), format: Format, worksho
     let (image, arch) = image;
     let scratch = workshop.anywhere()?;
     let store = Store::of_format(format, &scratch.path().join("composefs"))?;
-    Ok(System::pull(resolve(image, arch, scratch.path())?, &store, BootType::Bls)?.id)
+    // Whether it boots, and how, changes nothing about that.
+    let named = || format!("pulling {image}");
+    Ok(store.pull(&resolve(image.clone(), arch, scratch.path())?).with_context(named)?.id)
 }
 
 /// Makes the layout of `request`: the image with one more layer, which holds its UKI. Returns the image's digest.

@@ -48,6 +48,16 @@ fn what_no_image_brings_is_as_old_as_the_newest_image_unless_told() {
 }
 
 #[test]
+fn an_image_without_a_kernel_of_its_own_has_a_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = system();
+    files.retain(|(path, _)| !path.contains("modules"));
+    write(dir.path(), &files);
+    let output = crate::layout::run(&["digest", &format!("oci:{}", dir.path().display())]);
+    assert!(output.status.success() && output.stdout.len() == 129, "{output:?}");
+}
+
+#[test]
 fn words_for_entries_are_refused_where_there_are_none() {
     let dir = tempfile::tempdir().unwrap();
     let output =
