@@ -42,8 +42,16 @@ pub struct Request {
 }
 
 /// The digest of an image in this EROFS format: what its deployment is called.
-pub fn digest(image: (Reference, Option<&'static Arch>), format: Format, workshop: &Workshop) -> Result<DeploymentId> {
-    let (image, arch) = image;
+///
+/// # Errors
+///
+/// When the image is not what its digests say: names the layer.
+pub fn digest(
+    image: &Reference,
+    arch: Option<&'static Arch>,
+    format: Format,
+    workshop: &Workshop,
+) -> Result<DeploymentId> {
     let scratch = workshop.anywhere()?;
     let store = Store::of_format(format, &scratch.path().join("composefs"))?;
     // Whether it boots, and how, changes nothing about that.

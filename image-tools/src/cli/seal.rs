@@ -63,7 +63,7 @@ pub struct Digest {
 impl Digest {
     /// Prints what the deployment of the image is called.
     pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
-        writeln!(out, "{}", seal::digest((self.image, self.arch), self.erofs_format.into(), workshop)?)?;
+        writeln!(out, "{}", seal::digest(&self.image, self.arch, self.erofs_format.into(), workshop)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }
