@@ -23,6 +23,7 @@ pub(crate) mod prepare;
 pub(crate) mod progress;
 pub(crate) mod record;
 pub mod staged;
+pub mod staging;
 pub(crate) mod status;
 pub mod stop;
 pub mod sys;

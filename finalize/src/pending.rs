@@ -137,6 +137,16 @@ pub fn remembered(sysroot: &Dir) -> Result<Option<Marker>> {
 ///
 /// Those of writing.
 pub fn remember(host: &Host, marker: &Marker) -> Result<()> {
+    write_down(host, marker)?;
+    meet(host, marker)
+}
+
+/// Writes `state/finalize/staged.json`, durably.
+///
+/// # Errors
+///
+/// Those of writing; then the old file is still there.
+pub fn write_down(host: &Host, marker: &Marker) -> Result<()> {
     if remembered(&host.sysroot).ok().flatten().as_ref() != Some(marker) {
         let write = || {
             sys::file::create_dir_all(&host.sysroot, FINALIZE_STATE)?;
@@ -145,7 +155,7 @@ pub fn remember(host: &Host, marker: &Marker) -> Result<()> {
         };
         write().with_context(|| format!("writing {STAGED}"))?;
     }
-    meet(host, marker)
+    Ok(())
 }
 
 /// Puts the marker back that a crash has taken.

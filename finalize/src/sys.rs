@@ -3,15 +3,15 @@
 
 pub mod fat;
 pub(crate) mod fault;
-pub(crate) mod file;
+pub mod file;
 pub mod flags;
 pub(crate) mod freeze;
 pub mod limit;
 pub mod mount;
 pub mod node;
-pub(crate) mod remove;
-pub(crate) mod rename;
+pub mod remove;
+pub mod rename;
 pub(crate) mod space;
 pub mod stamp;
-pub(crate) mod sync;
-pub(crate) mod xattr;
+pub mod sync;
+pub mod xattr;

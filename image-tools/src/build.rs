@@ -8,6 +8,7 @@ use finalize::{
     digest::DeploymentId,
 };
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 use tracing::info_span;
 use uuid::Uuid;
 
@@ -16,7 +17,7 @@ use crate::{
     deployment::{Choice, Deployments, Ids, Sealing},
     disk,
     node::Node,
-    oci::{self, Image, Reference},
+    oci::{self, Image, Means, Reference},
     plan::{
         FileSystem, Format, NoRoom, Plan, Purpose, Wanted, disk_size, lay_out,
         size::{Later, Load},
@@ -108,16 +109,13 @@ pub struct Planned {
 /// # Errors
 ///
 /// Names what is wrong with the input.
-pub fn plan(request: Request, scratch: TempDir) -> Result<Planned> {
+pub fn plan(request: Request, scratch: TempDir, runtime: &Handle) -> Result<Planned> {
     let cache = request.cache.as_deref().map(Cache::open).transpose()?;
     let store = Store::of_format(request.erofs, &scratch.path().join("composefs"))?.with_cache(cache);
     let arch = request.arch.map(|arch| oci::Arch::from(arch.go));
+    let means = Means { scratch: scratch.path(), runtime: Some(runtime) };
     let pull = |reference: &Reference| {
-        System::pull(
-            Image::resolve(reference.clone(), arch.as_ref(), scratch.path())?,
-            &store,
-            request.choice.boot_type,
-        )
+        System::pull(Image::resolve(reference.clone(), arch.as_ref(), means)?, &store, request.choice.boot_type)
     };
     let booted = pull(&request.image)?;
     let staged = request.stage.as_ref().map(pull).transpose()?;

@@ -6,6 +6,7 @@ mod crash;
 mod inspect;
 mod log;
 mod seal;
+mod stage;
 
 use std::{io::Write, process::ExitCode};
 
@@ -15,8 +16,9 @@ use finalize::cmdline::Format;
 
 use crate::{
     arch::{self, Arch},
-    oci::Corrupt,
+    oci::{Corrupt, Rejected},
     plan::NoRoom,
+    store::NoSpace,
     system::{CannotBoot, Incomplete},
     workshop::Workshop,
 };
@@ -46,6 +48,8 @@ enum Command {
     Seal(seal::Seal),
     /// Say what the deployment of an image will be called
     Digest(seal::Digest),
+    /// Stage an update on this machine: the next shutdown finalizes it
+    Stage(stage::Stage),
 }
 
 impl Cli {
@@ -63,6 +67,7 @@ impl Cli {
             Command::Digest(typed) => typed.run(workshop, out),
             Command::Inspect(typed) => typed.run(out),
             Command::Seal(typed) => typed.run(workshop, out),
+            Command::Stage(typed) => typed.run(workshop, out),
         }
     }
 }
@@ -94,7 +99,9 @@ impl From<ErofsFormat> for Format {
 /// something failed.
 pub fn code(error: &Error) -> ExitCode {
     let refused = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<Corrupt>() || cause.is::<Incomplete>() || cause.is::<CannotBoot>() || cause.is::<NoRoom>()
+        let of_image =
+            cause.is::<Corrupt>() || cause.is::<Incomplete>() || cause.is::<CannotBoot>() || cause.is::<Rejected>();
+        of_image || cause.is::<NoRoom>() || cause.is::<NoSpace>()
     };
     match error {
         _ if error.is::<clap::Error>() => ExitCode::from(2),

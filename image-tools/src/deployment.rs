@@ -6,6 +6,7 @@ pub mod grub;
 pub mod repository;
 pub mod state;
 pub mod systemd_boot;
+pub mod update;
 
 use std::path::Path;
 

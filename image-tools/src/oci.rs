@@ -1,16 +1,18 @@
-//! OCI image layouts: which image is meant, that everything in it is what its digest says, and new ones.
+//! OCI images, in layouts and elsewhere: which one is meant, that everything in it is what its digest says, and new ones.
 
 mod blob;
 mod image;
 mod layer;
 mod reference;
+mod remote;
 mod select;
 mod write;
 
-pub use image::Image;
+pub use image::{Image, Means};
 pub use layer::Layer;
 pub use oci_spec::image::Arch;
-pub use reference::{Kind, Reference};
+pub use reference::{Layout, Reference};
+pub use remote::{Rejected, Remote};
 pub use write::Added;
 
 /// An image is not what its digests say, or leads out of itself.

@@ -8,11 +8,12 @@ use finalize::{
     digest::DeploymentId,
     staged::BootType,
 };
+use tempfile::TempDir;
 use xshell::cmd;
 
 use crate::{
     arch::Arch,
-    oci::{self, Added, Image, Kind, Reference},
+    oci::{self, Added, Image, Layout, Means, Reference},
     program,
     store::Store,
     system::{Boots, CannotBoot, System, os::OS_RELEASE, uki::DIR},
@@ -56,7 +57,7 @@ pub fn digest(
     let store = Store::of_format(format, &scratch.path().join("composefs"))?;
     // Whether it boots, and how, changes nothing about that.
     let named = || format!("pulling {image}");
-    Ok(store.pull(&resolve(image.clone(), arch, scratch.path())?).with_context(named)?.id)
+    Ok(store.pull(&resolve(image.clone(), arch, means(&scratch, workshop))?).with_context(named)?.id)
 }
 
 /// Makes the layout of `request`: the image with one more layer, which holds its UKI. Returns the image's digest.
@@ -69,22 +70,26 @@ pub fn seal(request: Request, workshop: &Workshop) -> Result<DeploymentId> {
     ensure!(!output.exists(), "{} exists: remove it, or choose another --output", output.display());
     let scratch = workshop.beside(output)?;
     let store = Store::of_format(request.format, &scratch.path().join("composefs"))?;
-    let image = resolve(request.image.clone(), request.arch, scratch.path())?;
+    let image = resolve(request.image.clone(), request.arch, means(&scratch, workshop))?;
     let system = System::pull(image, &store, BootType::Bls)?;
     let uki = scratch.path().join("uki.efi");
     ukify(&store, &system, &request, &uki).with_context(|| format!("making a UKI of {}", request.image))?;
     let made = scratch.path().join("layout");
     let path = format!("{DIR}/{}-{}.efi", system.os.id, system.os.version);
     system.image.with_file(Added { path: &path, from: &uki }, &made, &request.tag)?;
-    let sealed = Reference { kind: Kind::Directory, path: made.clone(), tag: Some(request.tag) };
+    let sealed = Reference::Directory(Layout { path: made.clone(), tag: Some(request.tag) });
     let sealed = System::pull(Image::resolve(sealed, None, scratch.path())?, &store, BootType::Uki);
     let sealed = sealed.context("checking the sealed image")?;
     std::fs::rename(&made, output).with_context(|| format!("writing {}", output.display()))?;
     Ok(sealed.id)
 }
 
-fn resolve(image: Reference, arch: Option<&'static Arch>, scratch: &Path) -> Result<Image> {
-    Image::resolve(image, arch.map(|arch| oci::Arch::from(arch.go)).as_ref(), scratch)
+fn resolve(image: Reference, arch: Option<&'static Arch>, means: Means<'_>) -> Result<Image> {
+    Image::resolve(image, arch.map(|arch| oci::Arch::from(arch.go)).as_ref(), means)
+}
+
+fn means<'a>(scratch: &'a TempDir, workshop: &'a Workshop) -> Means<'a> {
+    Means { scratch: scratch.path(), runtime: Some(&workshop.runtime) }
 }
 
 fn ukify(store: &Store, system: &System, request: &Request, output: &Path) -> Result<()> {

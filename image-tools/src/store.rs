@@ -3,17 +3,20 @@
 mod cache;
 mod entry;
 mod import;
+mod kept;
 mod layers;
+mod live;
+mod look;
 mod pack;
 mod walk;
 
 use std::{
     cell::RefCell,
     collections::HashMap,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     fs::File,
     io::{self, Read, Write},
-    os::unix::ffi::OsStrExt,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -21,29 +24,32 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use composefs::{
-    erofs::format::{FormatConfig, FormatVersion},
+    erofs::{
+        format::{FormatConfig, FormatVersion},
+        reader::erofs_to_filesystem,
+    },
     fsverity::{Algorithm, FsVerityHashValue, Sha512HashValue},
     generic_tree::is_allowed_container_xattr,
     repository::{Repository, RepositoryConfig},
-    tree::{FileSystem, Inode, Leaf, LeafContent, RegularFile, Stat},
+    tree::{FileSystem, Inode, LeafContent, RegularFile, Stat},
 };
 use composefs_boot::BootOps as _;
 use composefs_oci::{
     BOOT_IMAGE_REF_KEY, BOOT_IMAGE_REF_KEY_V1, OciDigest, layer_content_id,
     oci_image::{manifest_identifier, tag_image},
 };
-use finalize::{cmdline::Format, digest::DeploymentId};
+use finalize::{cmdline::Format, digest::DeploymentId, layout};
 use rustix::fs::CWD;
 use sha2::{Digest, Sha256};
 
-pub use self::cache::Cache;
-use self::{
-    entry::Entry,
-    pack::{Packs, Writer},
-    walk::{Walked, walk},
+pub use self::{
+    cache::Cache,
+    live::NoSpace,
+    look::{find, names, object_sizes},
 };
+use self::{entry::Entry, kept::Kept, live::Objects};
 use crate::{
-    node::{HostFile, Packed, PackedAt},
+    node::{Content, HostFile, Packed},
     oci::{Image, Layer},
     progress::Progress,
 };
@@ -60,16 +66,20 @@ pub struct Incomplete(String);
 /// The files of an image.
 pub type Tree = FileSystem<Sha512HashValue>;
 
-/// The repository. The contents of files are in packs; its directory has what composefs writes itself.
+/// The repository. On a build host the contents of files are in packs, and its directory has what composefs writes itself; on a
+/// machine that runs they are where they belong.
 #[derive(Debug)]
 pub struct Store {
     repository: Arc<Repository<Sha512HashValue>>,
-    packs: RefCell<Packs>,
-    cache: Option<Cache>,
+    kept: Kept,
     /// Layers that were read, by their digest: another image may have them too.
     layers: RefCell<HashMap<String, Rc<Imported>>>,
-    /// Its directory on the build host.
+    /// Streams that have no name yet.
+    names: RefCell<Vec<(String, Sha512HashValue)>>,
+    /// Its directory.
     pub path: PathBuf,
+    /// A directory of this program.
+    scratch: PathBuf,
     /// The format of its EROFS images; the digest of an image is another one in another format.
     pub format: Format,
 }
@@ -81,6 +91,14 @@ fn is_carried(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
     let is_people = bytes.starts_with(b"user.") && !bytes.starts_with(b"user.overlay.");
     is_allowed_container_xattr(name) || is_people || bytes.starts_with(b"system.posix_acl_")
+}
+
+/// A layer of an image that is read, and who counts its bytes.
+#[derive(Debug)]
+struct Layered<'a> {
+    image: &'a Image,
+    layer: &'a Layer,
+    progress: &'a Progress,
 }
 
 /// A layer that was read into the repository.
@@ -125,14 +143,53 @@ impl Store {
             Format::V2 => FormatVersion::V2,
         });
         let (repository, _) = Repository::init_path(CWD, path, config)?;
-        let (packs, layers) = (RefCell::default(), RefCell::default());
-        Ok(Self { repository: Arc::new(repository), packs, cache: None, layers, path: path.to_owned(), format })
+        let (kept, scratch) = (Kept::default(), path.parent().unwrap_or(path).to_owned());
+        Ok(Self::over(repository.into(), kept, (path, &scratch), format))
+    }
+
+    /// The repository of a machine that runs, which is the directory `path` of `sysroot`, the physical root, and is read at
+    /// `visible`. It stays sealed where it is. What nobody needs any more is not removed from it as long as this lives.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened, or is of SHA-256.
+    pub fn of_machine(sysroot: impl AsFd, visible: &Path, scratch: &Path) -> Result<Self> {
+        let named = || format!("opening the repository {}", visible.display());
+        let repository = Repository::open_path(sysroot, layout::REPOSITORY).with_context(named)?;
+        let format = match repository.erofs_version() {
+            FormatVersion::V2 => Format::V2,
+            FormatVersion::V0 | FormatVersion::V1 => Format::V1,
+        };
+        let repository = Arc::new(repository);
+        let kept = Kept::Live(Objects(repository.clone()));
+        Ok(Self::over(repository, kept, (visible, scratch), format))
+    }
+
+    fn over(repository: Arc<Repository<Sha512HashValue>>, kept: Kept, at: (&Path, &Path), format: Format) -> Self {
+        let (path, scratch) = (at.0.to_owned(), at.1.to_owned());
+        Self { repository, kept, layers: RefCell::default(), names: RefCell::default(), path, scratch, format }
+    }
+
+    /// Whether the kernel verifies what is read from it.
+    pub fn is_sealed(&self) -> bool {
+        !self.repository.is_insecure()
+    }
+
+    /// Whether the layer is there already.
+    pub fn has_layer(&self, layer: &Layer) -> Result<bool> {
+        Ok(self.repository.has_stream(&layer_content_id(&layer.diff_id.parse()?))?.is_some())
+    }
+
+    /// The files of a deployment, as its EROFS image has them.
+    pub fn image(&self, id: &DeploymentId) -> Result<Tree> {
+        let bytes = self.repository.read_object(&Sha512HashValue::from_hex(id.as_str())?)?;
+        erofs_to_filesystem(&bytes).with_context(|| format!("reading the image {id}"))
     }
 
     /// The same; layers that `cache` has are taken from there, and others are put there.
     #[must_use]
     pub fn with_cache(self, cache: Option<Cache>) -> Self {
-        Self { cache, ..self }
+        Self { kept: Kept::Packed { cache, packs: RefCell::default() }, ..self }
     }
 
     /// Reads the image, tags it as bootc does, and makes its bootable EROFS image. Each layer is read once, and is what its
@@ -164,6 +221,7 @@ impl Store {
         labelled.transform_for_boot(&self.repository)?;
         let id = labelled.commit_image(&self.repository, None)?;
         self.describe(image, &streams, &id)?;
+        self.publish(image)?;
         Ok(Pulled { id: id.to_hex().parse()?, tree, labelled })
     }
 
@@ -173,41 +231,10 @@ impl Store {
             progress.add(layer.descriptor.size());
             return Ok(imported.clone());
         }
-        let diff_id = &layer.diff_id;
-        let cached = self.cache.as_ref().map(|cache| cache.load(diff_id)).transpose()?.flatten();
-        let (stream, entries) = match cached {
-            Some((file, places, read)) => {
-                progress.add(layer.descriptor.size());
-                self.packs.borrow_mut().insert((file, false), &places);
-                (self.repository.ensure_object(&read.stream)?, read.entries)
-            }
-            None => self.read_layer(image, layer, progress)?,
-        };
-        let name = layer_content_id(&diff_id.parse()?);
-        self.name(&name, &stream)?;
-        let imported = Rc::new(Imported { stream, entries });
+        let imported = Rc::new(self.kept.import(&self.repository, &Layered { image, layer, progress })?);
+        self.name(layer_content_id(&layer.diff_id.parse()?), &imported.stream);
         self.layers.borrow_mut().insert(key, imported.clone());
         Ok(imported)
-    }
-
-    /// Reads a layer into a pack, which the cache keeps.
-    fn read_layer(&self, image: &Image, layer: &Layer, progress: &Progress) -> Result<(Sha512HashValue, Vec<Entry>)> {
-        let file = match &self.cache {
-            Some(cache) => cache.create()?,
-            None => tempfile::tempfile_in(&self.path).context("creating a file beside the repository")?,
-        };
-        let mut pack = Writer::new(file);
-        let (stream, entries) =
-            image.read(layer, progress, |archive| import::import(&self.repository, &mut pack, archive))?;
-        let (file, places) = pack.finish()?;
-        let Some(cache) = &self.cache else {
-            self.packs.borrow_mut().insert((file, true), &places);
-            return Ok((stream, entries));
-        };
-        let read = cache::Read { stream: self.repository.read_object(&stream)?, entries };
-        let read = cache.save(&file, (&layer.diff_id, &places), read)?;
-        self.packs.borrow_mut().insert((file, false), &places);
-        Ok((stream, read.entries))
     }
 
     /// Makes objects of the SELinux policy's files, where composefs looks for them.
@@ -245,22 +272,37 @@ impl Store {
         config.add_named_stream_ref(key, id);
         config.write_external(&image.config_json)?;
         let config = config.done()?;
-        self.name(&format!("oci-config-{digest}"), &config)?;
+        self.name(format!("oci-config-{digest}"), &config);
         let mut manifest = self.repository.create_stream(MANIFEST)?;
         manifest.add_named_stream_ref(&format!("config:{digest}"), &config);
         for (name, stream) in streams {
             manifest.add_named_stream_ref(name, stream);
         }
         manifest.write_external(&image.manifest_json)?;
-        let digest = image.digest();
-        let name: OciDigest = digest.parse()?;
-        self.name(&manifest_identifier(&name), &manifest.done()?)?;
-        tag_image(&self.repository, &name, &format!("localhost/bootc-{digest}"))
+        self.name(manifest_identifier(&image.digest().parse()?), &manifest.done()?);
+        Ok(())
     }
 
-    /// Gives a stream its name. Not through composefs, which syncs the whole file system of the build host first.
-    fn name(&self, name: &str, stream: &Sha512HashValue) -> Result<()> {
-        self.repository.symlink(format!("streams/{name}"), format!("objects/{}", stream.to_object_pathname()))
+    /// A stream gets this name by [`Store::publish`].
+    fn name(&self, name: String, stream: &Sha512HashValue) {
+        self.names.borrow_mut().push((name, stream.clone()));
+    }
+
+    /// Gives streams their names, and the image its tag. On a machine that runs, what they name is on the disk then, and so are
+    /// they. Not each through composefs, which syncs the whole file system of the build host first.
+    fn publish(&self, image: &Image) -> Result<()> {
+        let sync = || match self.kept {
+            Kept::Packed { .. } => Ok(()),
+            Kept::Live(_) => self.repository.sync(),
+        };
+        sync()?;
+        for (name, stream) in self.names.borrow_mut().drain(..) {
+            let object = format!("objects/{}", stream.to_object_pathname());
+            self.repository.symlink(format!("streams/{name}"), object)?;
+        }
+        let digest = image.digest();
+        tag_image(&self.repository, &digest.parse::<OciDigest>()?, &format!("localhost/bootc-{digest}"))?;
+        sync()
     }
 
     /// A file of the build host with the bytes of the image's file at `path`; nothing where there is none.
@@ -272,7 +314,10 @@ impl Store {
             RegularFile::Inline(bytes) => (hex::encode(Sha256::digest(bytes)), found.file_size()),
             RegularFile::Sparse(_) => bail!("{} is an empty sparse file", path.display()),
         };
-        let path = self.path.with_file_name(format!("file-{id:.64}-{name}"));
+        if let (RegularFile::External(id, size), Kept::Live(_)) = (found, &self.kept) {
+            return Ok(Some(HostFile { path: kept::object_path(&self.path, id), size: *size }));
+        }
+        let path = self.scratch.join(format!("file-{id:.64}-{name}"));
         let write = || self.write(found, &mut File::create(&path)?);
         write().with_context(|| format!("writing {}", path.display()))?;
         Ok(Some(HostFile { path, size }))
@@ -293,22 +338,23 @@ impl Store {
     fn write(&self, file: &RegularFile<Sha512HashValue>, to: &mut dyn Write) -> Result<()> {
         match file {
             RegularFile::Inline(bytes) => to.write_all(bytes)?,
-            RegularFile::External(id, _) | RegularFile::ExternalNoVerity(id, _) => pack::copy(&self.packed(id)?, to)?,
+            RegularFile::External(id, _) | RegularFile::ExternalNoVerity(id, _) => {
+                self.kept.copy(&self.repository, id, to)?;
+            }
             RegularFile::Sparse(size) => io::copy(&mut io::repeat(0).take(*size), to).map(drop)?,
         }
         Ok(())
     }
 
-    /// The content of an object of a layer.
-    pub fn packed(&self, id: &Sha512HashValue) -> Result<Packed> {
-        let packs = self.packs.borrow();
-        Ok(packs.get(id).with_context(|| format!("no layer has the object {}", id.to_hex()))?.clone())
+    /// The content of an object of a layer, as a node has it.
+    pub fn content(&self, id: &Sha512HashValue, size: u64) -> Result<Content> {
+        self.kept.content(&self.path, id, size)
     }
 
     /// All objects of the layers, and their paths in the repository.
-    pub fn objects(&self) -> Vec<(PathBuf, Packed)> {
+    pub fn objects(&self) -> Result<Vec<(PathBuf, Packed)>> {
         let path = |id: &Sha512HashValue| Path::new("objects").join(id.to_object_pathname());
-        self.packs.borrow().iter().map(|(id, packed)| (path(id), packed.clone())).collect()
+        Ok(self.kept.packs()?.borrow().iter().map(|(id, packed)| (path(id), packed.clone())).collect())
     }
 
     /// Packs files of the build host, in order.
@@ -317,53 +363,6 @@ impl Store {
     ///
     /// Names the file that cannot be read.
     pub fn pack(&self, paths: &[PathBuf]) -> Result<Vec<Packed>> {
-        let mut pack = Writer::new(tempfile::tempfile_in(&self.path)?);
-        let mut add = |path: &PathBuf| -> Result<Sha512HashValue> {
-            let mut file = File::open(path)?;
-            let size = file.metadata()?.len();
-            pack.add(&mut file, size)
-        };
-        let ids = paths.iter().map(|path| add(path).with_context(|| format!("reading {}", path.display())));
-        let ids = ids.collect::<Result<Vec<_>>>()?;
-        let (file, places) = pack.finish()?;
-        self.packs.borrow_mut().insert((file, true), &places);
-        ids.iter().map(|id| self.packed(id)).collect()
+        self.kept.pack(paths, &self.scratch)
     }
-}
-
-/// The objects that an image's files are, each with its size in bytes.
-pub fn object_sizes(tree: &Tree) -> HashMap<Sha512HashValue, u64> {
-    let object = |leaf: &Leaf<Sha512HashValue>| match &leaf.content {
-        LeafContent::Regular(RegularFile::External(id, size)) => Some((id.clone(), *size)),
-        _ => None,
-    };
-    tree.leaves.iter().filter_map(object).collect()
-}
-
-/// The names in a directory of an image, in order; none where there is no directory.
-pub fn names(tree: &Tree, dir: &Path) -> Result<Vec<OsString>> {
-    let found = tree.as_dir().get_directory_ref_opt(dir.as_os_str())?;
-    Ok(found.map_or_else(Vec::new, |dir| dir.sorted_entries().map(|(name, _)| name.to_owned()).collect()))
-}
-
-/// The regular file at `path`, links followed inside the image; nothing where there is none.
-///
-/// # Errors
-///
-/// When there is something else, or the path leads through too many links.
-pub fn find<'a>(tree: &'a Tree, path: &Path) -> Result<Option<&'a RegularFile<Sha512HashValue>>> {
-    let mut walked = walk(tree, path.as_os_str().as_bytes())?;
-    for _ in 0..walk::LINKS {
-        let Walked::Found((dirs, name)) = walked else { return Ok(None) };
-        match walk::dir(tree, &dirs)?.lookup(&name) {
-            None => return Ok(None),
-            Some(Inode::Leaf(id, _)) => match &tree.leaf(*id).content {
-                LeafContent::Regular(file) => return Ok(Some(file)),
-                LeafContent::Symlink(target) => walked = walk::beside(tree, dirs, target)?,
-                _ => bail!(Incomplete(format!("{} is no regular file", path.display()))),
-            },
-            Some(Inode::Directory(_)) => bail!(Incomplete(format!("{} is a directory", path.display()))),
-        }
-    }
-    bail!(Incomplete(format!("{} leads through too many links", path.display())))
 }

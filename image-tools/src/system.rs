@@ -1,6 +1,6 @@
 //! What an image brings that boots.
 
-mod kargs;
+pub mod kargs;
 pub mod kernel;
 pub mod os;
 pub mod uki;

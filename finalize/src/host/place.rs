@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cap_std::fs::Dir;
 
 use super::{Access, Host, devices, dir, open, writable};
@@ -75,6 +75,33 @@ pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
             Ok(vec![Place::Menu { esp, grub }])
         }
     }
+}
+
+/// The places whose entries boot the running deployment, where the entries of the next one are staged; and for GRUB with UKIs
+/// the other ESPs, which are copies.
+///
+/// # Errors
+///
+/// As [`find`], and when no entry boots the running deployment.
+pub fn for_staging(host: &Host, boot_type: BootType) -> Result<(Vec<Place>, Vec<Dir>)> {
+    let mut copies = vec![];
+    let all: Vec<_> = match loader(host)? {
+        loader @ (Loader::SystemdBoot | Loader::GrubCc) => {
+            let place = |root| EntriesPlace { root, boot: BootDir::Root, loader, method: Method::OneByOne };
+            esps(host)?.into_iter().chain(boot_of_systemd_boot(host)?).map(place).map(Place::Entries).collect()
+        }
+        Loader::Grub => {
+            if boot_type == BootType::Uki {
+                copies = those_with(esps(host)?, EFI_LINUX_BOOTC);
+                copies.pop();
+            }
+            find(host, boot_type)?
+        }
+    };
+    let boots = |place: &Place| place.deployments().is_ok_and(|all| all.contains(&host.booted.id));
+    let places: Vec<_> = all.into_iter().filter(boots).collect();
+    ensure!(!places.is_empty(), "no boot entry names the running deployment {}", host.booted.id.short());
+    Ok((places, copies))
 }
 
 /// The specification's $BOOT where it is not the ESP: a boot partition with entries, as typed or by its type.

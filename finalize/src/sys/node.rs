@@ -10,8 +10,8 @@ use std::{
 };
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, linkat, mkdirat, openat,
-    symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, linkat, mkdirat,
+    mknodat, openat, symlinkat, utimensat,
 };
 
 use rustix::io::Errno;
@@ -46,6 +46,16 @@ pub fn mkdir(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 pub fn symlink(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     fault::changing("symlinkat")?;
     Ok(symlinkat(target, dir, name)?)
+}
+
+/// A fifo or a device, with its number as Linux packs it (makedev(3)); only its owner has any rights, until its mode is set.
+///
+/// # Errors
+///
+/// Those of mknodat(2).
+pub fn special(dir: BorrowedFd<'_>, name: &[u8], kind: FileType, number: u64) -> io::Result<()> {
+    fault::changing("mknodat")?;
+    Ok(mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, number)?)
 }
 
 /// A new, empty file with the permission bits of `mode`, less the umask's; set-id bits only come when the owner is set.

@@ -18,7 +18,7 @@ use crate::{
 /// The disk image as typed.
 #[derive(Debug, Args)]
 pub struct Build {
-    /// The deployment that is booted: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    /// The deployment that is booted: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker://NAME or containers-storage:NAME
     #[arg(long)]
     image: Reference,
     /// The deployment that is staged
@@ -107,7 +107,7 @@ impl Build {
     pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
         let (dry_run, json, request) = (self.dry_run, self.json, self.request()?);
         let scratch = if dry_run { workshop.anywhere() } else { workshop.beside(&request.output) };
-        let planned = build::plan(request, scratch?)?;
+        let planned = build::plan(request, scratch?, &workshop.runtime)?;
         match (dry_run, json) {
             (false, _) => writeln!(out, "{}", serde_json::to_string(&planned.write()?)?)?,
             (true, false) => write!(out, "{}", planned.plan)?,

@@ -35,7 +35,7 @@ pub fn nodes(of: &Deployments<'_>) -> Result<Vec<Node>> {
         Sealing::Sealed => Content::Sealed(packed),
         Sealing::Unsealed => Content::Packed(packed),
     };
-    let objects = store.objects().into_iter().map(|(path, packed)| (at(&path), packed));
+    let objects = store.objects()?.into_iter().map(|(path, packed)| (at(&path), packed));
     let (paths, files): (Vec<_>, Vec<_>) = to_be_sealed.into_iter().unzip();
     let packed = paths.into_iter().zip(store.pack(&files)?);
     for (path, packed) in objects.chain(packed) {

@@ -16,7 +16,7 @@ use composefs::{
 };
 use finalize::{
     layout,
-    staged::{Marker, Origin},
+    staged::{BootType, Marker, Origin},
 };
 
 use super::Deployments;
@@ -26,6 +26,9 @@ use crate::{
     system::System,
 };
 
+/// What stands before the name of an image in an origin file, as bootc has it.
+pub const UNVERIFIED: &str = "ostree-unverified-image:";
+
 /// The state directory of a deployment: its /etc, its origin, its link to /var.
 ///
 /// # Errors
@@ -34,20 +37,34 @@ use crate::{
 pub fn of(all: &Deployments<'_>, system: &System) -> Result<Vec<Node>> {
     let (choice, mtime) = (all.choice, all.time);
     let dir = PathBuf::from(layout::deployment(&system.id));
-    let from = choice.target.clone().unwrap_or_else(|| local(system));
-    let origin = Origin {
-        image_reference: Some(format!("ostree-unverified-image:{from}")),
-        boot_type: choice.boot_type,
-        boot_digest: Some(system.boots.digest().to_owned()),
-        manifest_digest: Some(system.image.digest()),
-    };
+    let origin = origin(system, choice.boot_type, choice.target.as_deref());
     let mut nodes = vec![
         Node::dir(&dir, mtime),
         Node::new(dir.join("var"), Meta::root(0o777, mtime), Content::Link(layout::VAR_LINK.into())),
         Node::file(dir.join(layout::origin(&system.id)), Content::Bytes(origin.to_string().into_bytes()), mtime),
     ];
-    nodes.extend(copy(all.store, system, "etc", &dir.join(layout::ETC))?);
+    nodes.extend(etc(all.store, system, &dir.join(layout::ETC))?);
     Ok(nodes)
+}
+
+/// Where a deployment comes from; `target` is what the machine takes its updates from.
+pub fn origin(system: &System, boot_type: BootType, target: Option<&str>) -> Origin {
+    let from = target.map_or_else(|| local(system), str::to_owned);
+    Origin {
+        image_reference: Some(format!("{UNVERIFIED}{from}")),
+        boot_type,
+        boot_digest: Some(system.boots.digest().to_owned()),
+        manifest_digest: Some(system.image.digest()),
+    }
+}
+
+/// The image's /etc, at `to`.
+///
+/// # Errors
+///
+/// When it holds what an image cannot ship.
+pub fn etc(store: &Store, system: &System, to: &Path) -> Result<Vec<Node>> {
+    copy(store, system, "etc", to)
 }
 
 /// What an image is called where nobody has said where its successors come from: not the path of a build host, but what
@@ -108,7 +125,7 @@ impl Copier<'_> {
             Some(first) => Content::HardLink(first.clone()),
             None => match &leaf.content {
                 LeafContent::Symlink(target) => Content::Link(target.into()),
-                LeafContent::Regular(RegularFile::External(id, _)) => Content::Packed(self.store.packed(id)?),
+                LeafContent::Regular(RegularFile::External(id, size)) => self.store.content(id, *size)?,
                 LeafContent::Regular(file) => Content::Bytes(self.store.bytes(file)?),
                 LeafContent::Fifo => Content::Fifo,
                 LeafContent::BlockDevice(number) => Content::Device(Device::Block, *number),

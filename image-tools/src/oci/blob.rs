@@ -1,31 +1,42 @@
-//! Blobs of a layout: what is read from one is what its digest says, or an error.
+//! Blobs of an image: what is read from one is what its digest says, or an error.
 
 use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::image::Descriptor;
 use sha2::{Digest, Sha256};
 
-use super::Corrupt;
+use super::{Corrupt, Remote};
 
 /// What a manifest, an index or a configuration may be at most: what registries take (distribution specification, "Pushing
 /// Manifests").
-const DOCUMENT: u64 = 4 << 20;
+pub(super) const DOCUMENT: u64 = 4 << 20;
 
-/// The blobs of a layout.
+/// Where the blobs of an image are.
 #[derive(Debug, Clone)]
-pub struct Blobs {
-    dir: PathBuf,
+pub enum Blobs {
+    /// In the layout in this directory.
+    Layout(PathBuf),
+    /// Elsewhere.
+    Remote(Arc<Remote>),
 }
 
 impl Blobs {
     /// Those of the layout in `dir`.
     pub fn of(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self::Layout(dir.to_owned())
+    }
+
+    fn place(&self) -> String {
+        match self {
+            Self::Layout(dir) => dir.display().to_string(),
+            Self::Remote(remote) => remote.name().to_owned(),
+        }
     }
 
     /// Opens a blob; it is checked by [`Blob::finish`].
@@ -36,9 +47,15 @@ impl Blobs {
     pub fn open(&self, descriptor: &Descriptor) -> Result<Blob> {
         let digest = descriptor.digest();
         ensure!(digest.algorithm().as_ref() == "sha256", "the blob {digest} has no SHA-256 digest");
-        let path = self.dir.join("blobs/sha256").join(digest.digest());
-        let file = File::open(&path).with_context(|| format!("opening the blob {digest} in {}", self.dir.display()))?;
-        Ok(Blob { file, hasher: Sha256::new(), size: 0, wanted: descriptor.clone(), dir: self.dir.clone() })
+        let place = self.place();
+        let reader: Box<dyn Read + Send> = match self {
+            Self::Remote(remote) => Box::new(remote.blob(descriptor)),
+            Self::Layout(dir) => {
+                let file = File::open(dir.join("blobs/sha256").join(digest.digest()));
+                Box::new(file.with_context(|| format!("opening the blob {digest} in {place}"))?)
+            }
+        };
+        Ok(Blob { reader, hasher: Sha256::new(), size: 0, wanted: descriptor.clone(), place })
     }
 
     /// The bytes of a small blob.
@@ -58,18 +75,24 @@ impl Blobs {
 }
 
 /// An open blob.
-#[derive(Debug)]
 pub struct Blob {
-    file: File,
+    reader: Box<dyn Read + Send>,
     hasher: Sha256,
     size: u64,
     wanted: Descriptor,
-    dir: PathBuf,
+    /// Where it is, in words.
+    place: String,
+}
+
+impl std::fmt::Debug for Blob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blob").field("wanted", &self.wanted).field("place", &self.place).finish_non_exhaustive()
+    }
 }
 
 impl Read for Blob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
+        let count = self.reader.read(buffer)?;
         self.hasher.update(&buffer[..count]);
         self.size += count as u64;
         Ok(count)
@@ -85,11 +108,11 @@ impl Blob {
     pub fn finish(mut self) -> Result<()> {
         let digest = self.wanted.digest().clone();
         io::copy(&mut self, &mut io::sink()).with_context(|| format!("reading the blob {digest}"))?;
-        let (found, size, dir) = (hex::encode(self.hasher.finalize()), self.size, self.dir.display());
+        let (found, size, place) = (hex::encode(self.hasher.finalize()), self.size, self.place);
         ensure!(
             found == digest.digest() && size == self.wanted.size(),
             Corrupt(format!(
-                "the blob {digest} in {dir} is corrupt: it has {size} bytes and the digest sha256:{found}; copy the image again"
+                "the blob {digest} in {place} is corrupt: it has {size} bytes and the digest sha256:{found}; copy the image again"
             ))
         );
         Ok(())

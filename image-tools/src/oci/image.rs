@@ -1,15 +1,18 @@
-//! An image of an OCI layout: found once, by its name, and never looked up again.
+//! An image: found once, by its name, and never looked up again.
 
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc as Shared,
 };
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest};
 
+use tokio::runtime::Handle;
+
 use super::{
-    Corrupt, Kind, Layer, Reference,
+    Corrupt, Layer, Reference, Remote,
     blob::Blobs,
     select::{self, Wanted},
 };
@@ -23,7 +26,22 @@ const LAYERS: [&str; 4] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 ];
 
-/// An image that was found in a layout, unpacked if that was an archive. Its manifest and configuration are what their
+/// What it takes to look for an image.
+#[derive(Debug, Clone, Copy)]
+pub struct Means<'a> {
+    /// Where an archive is unpacked.
+    pub scratch: &'a Path,
+    /// What an image is fetched by; without, only layouts are looked into.
+    pub runtime: Option<&'a Handle>,
+}
+
+impl<'a> From<&'a Path> for Means<'a> {
+    fn from(scratch: &'a Path) -> Self {
+        Self { scratch, runtime: None }
+    }
+}
+
+/// An image that was found, unpacked if it was in an archive. Its manifest and configuration are what their
 /// digests say; each layer is checked when it is read.
 #[derive(Debug)]
 pub struct Image {
@@ -45,28 +63,54 @@ pub struct Image {
 }
 
 impl Image {
-    /// Finds the image, in an archive by unpacking that below `scratch`; where there are several of its name, the one for
-    /// `arch`, or for the build host.
+    /// Finds the image; where there are several of its name, the one for `arch`, or for this machine.
     ///
     /// # Errors
     ///
-    /// When there is no layout, or no such image in it: names what there is.
-    pub fn resolve(reference: Reference, arch: Option<&Arch>, scratch: &Path) -> Result<Self> {
-        let dir = match reference.kind {
-            Kind::Directory => reference.path.clone(),
-            Kind::Archive => unpack(&reference.path, scratch)?,
+    /// When there is no layout, or no such image in it: names what there is. Those of [`Remote::open`].
+    pub fn resolve<'a>(reference: Reference, arch: Option<&Arch>, means: impl Into<Means<'a>>) -> Result<Self> {
+        let means = means.into();
+        let (dir, tag) = match &reference {
+            Reference::Directory(layout) => (layout.path.clone(), layout.tag.clone()),
+            Reference::Archive(layout) => (unpack(&layout.path, means.scratch)?, layout.tag.clone()),
+            Reference::Remote(name) => {
+                let named = || format!("looking for {name}");
+                let runtime = means.runtime.context("nobody fetches images here").with_context(named)?;
+                return Self::fetch(&reference, Remote::open(runtime, name, arch).with_context(named)?, arch)
+                    .with_context(named);
+            }
         };
         let (marker, index) = (dir.join("oci-layout"), dir.join("index.json"));
         ensure!(marker.is_file(), "opening the OCI layout {}: it has no file oci-layout", dir.display());
         let index = ImageIndex::from_file(index).with_context(|| format!("reading the index of {reference}"))?;
-        Self::find(reference.clone(), &index, arch, Blobs::of(&dir))
-            .with_context(|| format!("looking into {reference}"))
+        let found = || {
+            let blobs = Blobs::of(&dir);
+            let descriptor = select::choose(&blobs, &index, Wanted { tag: tag.as_deref(), arch })?;
+            let (json, manifest) = select::manifest(&blobs, &descriptor)?;
+            let config = blobs.document(select::configuration_of(&manifest)?)?;
+            Self::of(reference.clone(), (descriptor, json), config, blobs)
+        };
+        found().with_context(|| format!("looking into {reference}"))
     }
 
-    fn find(reference: Reference, index: &ImageIndex, arch: Option<&Arch>, blobs: Blobs) -> Result<Self> {
-        let descriptor = select::choose(&blobs, index, Wanted { tag: reference.tag.as_deref(), arch })?;
-        let (manifest_json, manifest) = select::manifest(&blobs, &descriptor)?;
-        let (config_json, config) = select::configuration(&blobs, &manifest)?;
+    fn fetch(reference: &Reference, remote: Remote, arch: Option<&Arch>) -> Result<Self> {
+        let (json, descriptor) = remote.manifest()?;
+        let manifest = ImageManifest::from_reader(&json[..]).context("reading the manifest")?;
+        let remote = Shared::new(remote);
+        let config = remote.configuration(select::configuration_of(&manifest)?)?;
+        let this = Self::of(reference.clone(), (descriptor, json), config, Blobs::Remote(remote))?;
+        ensure!(arch.is_none_or(|arch| *arch == this.arch), "there is no image for {arch:?}, only for {}", this.arch);
+        Ok(this)
+    }
+
+    fn of(
+        reference: Reference,
+        (descriptor, manifest_json): (Descriptor, Vec<u8>),
+        config_json: Vec<u8>,
+        blobs: Blobs,
+    ) -> Result<Self> {
+        let manifest = ImageManifest::from_reader(&manifest_json[..]).context("reading the manifest")?;
+        let config = select::configuration(&config_json)?;
         let (layers, diff_ids) = (manifest.layers(), config.rootfs().diff_ids());
         ensure!(
             layers.len() == diff_ids.len(),

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os};
 
+use sha2::{Digest, Sha256};
+
 use super::{Corrupt, blob::Blobs};
 
 /// How many indexes may lie in each other.
@@ -112,7 +114,7 @@ fn platform(blobs: &Blobs, image: &Descriptor) -> Result<(Os, Arch)> {
         return Ok((platform.os().clone(), platform.architecture().clone()));
     }
     let manifest = manifest(blobs, image)?.1;
-    let config = configuration(blobs, &manifest)?.1;
+    let config = configuration(&blobs.document(configuration_of(&manifest)?)?)?;
     Ok((config.os().clone(), config.architecture().clone()))
 }
 
@@ -128,20 +130,26 @@ pub fn manifest(blobs: &Blobs, descriptor: &Descriptor) -> Result<(Vec<u8>, Imag
     Ok((bytes, manifest))
 }
 
-/// The bytes of an image's configuration, and the configuration.
+/// The descriptor of an image's configuration.
 ///
 /// # Errors
 ///
-/// When it is corrupt, or what the manifest describes is no operating system but something else that registries keep.
-pub fn configuration(blobs: &Blobs, manifest: &ImageManifest) -> Result<(Vec<u8>, ImageConfiguration)> {
-    let descriptor = manifest.config();
-    let kind = descriptor.media_type();
+/// When what the manifest describes is no operating system but something else that registries keep.
+pub fn configuration_of(manifest: &ImageManifest) -> Result<&Descriptor> {
+    let kind = manifest.config().media_type();
     ensure!(
         *kind == MediaType::ImageConfig || kind.as_ref() == DOCKER_CONFIG,
         Corrupt(format!("it is no image of a system: its configuration has the type {kind}"))
     );
-    let bytes = blobs.document(descriptor)?;
-    let named = || format!("reading the configuration {}", descriptor.digest());
-    let config = ImageConfiguration::from_reader(&bytes[..]).with_context(named)?;
-    Ok((bytes, config))
+    Ok(manifest.config())
+}
+
+/// An image's configuration.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn configuration(bytes: &[u8]) -> Result<ImageConfiguration> {
+    let digest = || hex::encode(Sha256::digest(bytes));
+    ImageConfiguration::from_reader(bytes).with_context(|| format!("reading the configuration sha256:{}", digest()))
 }

@@ -25,6 +25,7 @@ use super::{
     entry::{Digest, Entry},
     pack::Places,
 };
+use crate::node::PackedAt;
 
 /// Another one for each change of what a file has: its form, and how an archive is cut into entries, objects and stream.
 const FORMAT: u32 = 1;
@@ -57,7 +58,7 @@ struct Index {
     diff_id: String,
     /// The checksums of the pack, piece by piece.
     sums: Vec<u128>,
-    places: Vec<(Digest, super::PackedAt)>,
+    places: Vec<(Digest, PackedAt)>,
     read: Read,
 }
 

@@ -1,5 +1,5 @@
 //! The archive of a layer becomes objects, a split stream from which composefs makes the archive again, byte for byte, and
-//! a list of its entries. All in one reading.
+//! a list of its entries. All in one reading; and from the split stream the list comes again, without the contents.
 
 use std::{
     collections::BTreeMap,
@@ -19,11 +19,36 @@ use tar_core::{
     parse::{ParseEvent, ParsedEntry, Parser},
 };
 
-use super::{
-    entry::{Digest, Entry, Item, Status},
-    pack::Writer,
-};
+use super::entry::{Digest, Entry, Item, Status};
 use crate::oci::Corrupt;
+
+/// Where the contents of files go.
+pub trait Contents {
+    /// Adds the next `size` bytes of `from`, unless they are there already; their digest.
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`] where there are fewer, and those of reading and writing.
+    fn add(&mut self, from: &mut dyn Read, size: u64) -> Result<Sha512HashValue>;
+}
+
+/// An archive that is read from its beginning to its end.
+pub trait Archive {
+    /// At most `count` bytes of it, behind `buffer`: as many as there are.
+    fn read(&mut self, buffer: &mut Vec<u8>, count: usize) -> Result<usize>;
+
+    /// These bytes, which were read, belong to the archive as they are.
+    fn keep(&mut self, bytes: &[u8]);
+
+    /// The next `size` bytes, as an object.
+    fn object(&mut self, size: u64) -> Result<Sha512HashValue>;
+
+    /// An object that is made from what was read.
+    fn made(&mut self, content: &mut dyn Read, size: u64) -> Result<Sha512HashValue>;
+
+    /// The next `size` bytes, kept.
+    fn exactly(&mut self, size: u64) -> Result<Vec<u8>>;
+}
 
 /// What of an entry is kept in memory at most, in bytes: the data of a file with holes, or what stands where nothing should.
 const IN_MEMORY: u64 = 256 << 20;
@@ -31,7 +56,7 @@ const IN_MEMORY: u64 = 256 << 20;
 /// How large a file with holes may be, in bytes: its digest is computed over all of it.
 const WITH_HOLES: u64 = 1 << 30;
 
-/// Reads an archive: what is too large for an inode goes into `pack`, the rest into a split stream of the repository. The
+/// Reads an archive: what is too large for an inode goes into `contents`, the rest into a split stream of the repository. The
 /// digest of that, and the entries in their order.
 ///
 /// # Errors
@@ -39,11 +64,24 @@ const WITH_HOLES: u64 = 1 << 30;
 /// Names the entry: cut off, of a type that an image cannot hold, or too large.
 pub fn import(
     repository: &Arc<Repository<Sha512HashValue>>,
-    pack: &mut Writer,
+    contents: &mut dyn Contents,
     archive: &mut dyn Read,
 ) -> Result<(Sha512HashValue, Vec<Entry>)> {
     let stream = repository.create_stream(LAYER_CONTENT_TYPE)?;
-    let mut import = Import { pack, archive, stream };
+    let mut fresh = Fresh { contents, archive, stream };
+    let entries = entries(&mut fresh)?;
+    // What is behind the last entry belongs to the digest.
+    while !fresh.exactly_at_most(1 << 16)?.is_empty() {}
+    Ok((fresh.stream.done()?, entries))
+}
+
+/// The entries of an archive, in their order.
+///
+/// # Errors
+///
+/// Names the entry.
+pub fn entries(archive: &mut dyn Archive) -> Result<Vec<Entry>> {
+    let mut import = Import { archive };
     let (mut parser, mut header, mut entries) = (parser(), vec![], vec![]);
     let mut need = HEADER_SIZE;
     while import.fill(&mut header, need)? {
@@ -55,20 +93,20 @@ pub fn import(
             }
             // Container engines pass over these too: git puts a commit there.
             ParseEvent::GlobalExtensions { consumed, .. } => {
-                import.stream.write_inline(&header[..consumed]);
+                import.archive.keep(&header[..consumed]);
                 consumed
             }
             ParseEvent::End { consumed } => {
-                import.stream.write_inline(&header[..consumed]);
+                import.archive.keep(&header[..consumed]);
                 break;
             }
             ParseEvent::Entry { consumed, entry } => {
-                import.stream.write_inline(&header[..consumed]);
+                import.archive.keep(&header[..consumed]);
                 entries.push(import.entry(&entry).with_context(|| named(&entry.path))?);
                 consumed
             }
             ParseEvent::SparseEntry { consumed, entry, sparse_map, real_size } => {
-                import.stream.write_inline(&header[..consumed]);
+                import.archive.keep(&header[..consumed]);
                 let made = import.sparse(&entry, &sparse_map, real_size);
                 entries.push(made.with_context(|| named(&entry.path))?);
                 consumed
@@ -77,8 +115,7 @@ pub fn import(
         header.drain(..consumed);
         need = HEADER_SIZE;
     }
-    import.padding()?;
-    Ok((import.stream.done()?, entries))
+    Ok(entries)
 }
 
 /// It passes over numbers that are none, for a time before 1970 is one to it; [`status`] looks at all of them.
@@ -99,10 +136,54 @@ fn last(entries: &[Entry]) -> String {
     )
 }
 
-struct Import<'a> {
-    pack: &'a mut Writer,
+/// An archive that nobody has read before.
+struct Fresh<'a> {
+    contents: &'a mut dyn Contents,
     archive: &'a mut dyn Read,
     stream: SplitStreamWriter<Sha512HashValue>,
+}
+
+impl Fresh<'_> {
+    fn exactly_at_most(&mut self, size: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![];
+        self.archive.take(size).read_to_end(&mut bytes)?;
+        self.stream.write_inline(&bytes);
+        Ok(bytes)
+    }
+}
+
+impl Archive for Fresh<'_> {
+    fn read(&mut self, buffer: &mut Vec<u8>, count: usize) -> Result<usize> {
+        Ok(self.archive.take(count as u64).read_to_end(buffer)?)
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.stream.write_inline(bytes);
+    }
+
+    fn object(&mut self, size: u64) -> Result<Sha512HashValue> {
+        let id = self.contents.add(self.archive, size)?;
+        self.stream.add_external_size(size);
+        self.stream.write_reference(id.clone())?;
+        Ok(id)
+    }
+
+    fn made(&mut self, content: &mut dyn Read, size: u64) -> Result<Sha512HashValue> {
+        let id = self.contents.add(content, size)?;
+        // So that whoever collects garbage keeps it.
+        self.stream.add_object_ref(&id);
+        Ok(id)
+    }
+
+    fn exactly(&mut self, size: u64) -> Result<Vec<u8>> {
+        let bytes = self.exactly_at_most(size)?;
+        ensure!(bytes.len() as u64 == size, Corrupt("the archive ends in its content".to_owned()));
+        Ok(bytes)
+    }
+}
+
+struct Import<'a> {
+    archive: &'a mut dyn Archive,
 }
 
 impl Import<'_> {
@@ -110,23 +191,12 @@ impl Import<'_> {
     fn fill(&mut self, buffer: &mut Vec<u8>, need: usize) -> Result<bool> {
         let missing = need.saturating_sub(buffer.len());
         let was_empty = buffer.is_empty();
-        let count = self.archive.take(missing as u64).read_to_end(buffer)?;
+        let count = self.archive.read(buffer, missing)?;
         if count == 0 && was_empty && missing > 0 {
             return Ok(false);
         }
         ensure!(count == missing, Corrupt("the archive ends in the middle of an entry".to_owned()));
         Ok(true)
-    }
-
-    /// What is behind the last entry: it belongs to the digest.
-    fn padding(&mut self) -> Result<()> {
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            match self.archive.read(&mut buffer)? {
-                0 => return Ok(()),
-                count => self.stream.write_inline(&buffer[..count]),
-            }
-        }
     }
 
     fn entry(&mut self, entry: &ParsedEntry<'_>) -> Result<Entry> {
@@ -149,28 +219,17 @@ impl Import<'_> {
         })
     }
 
-    /// The next `size` bytes, as an object.
     fn object(&mut self, size: u64) -> Result<Sha512HashValue> {
-        let id = self.pack.add(self.archive, size)?;
-        self.stream.add_external_size(size);
-        self.stream.write_reference(id.clone())?;
-        self.exactly(size.next_multiple_of(HEADER_SIZE as u64) - size)?;
+        let id = self.archive.object(size)?;
+        self.archive.exactly(size.next_multiple_of(HEADER_SIZE as u64) - size)?;
         Ok(id)
     }
 
     /// The next `size` bytes, in the stream itself; what fills their last block goes there too.
     fn inline(&mut self, size: u64) -> Result<Vec<u8>> {
         ensure!(size <= IN_MEMORY, Corrupt(format!("it has {size} bytes, where none belong")));
-        let mut bytes = self.exactly(size.next_multiple_of(HEADER_SIZE as u64))?;
+        let mut bytes = self.archive.exactly(size.next_multiple_of(HEADER_SIZE as u64))?;
         bytes.truncate(usize::try_from(size)?);
-        Ok(bytes)
-    }
-
-    fn exactly(&mut self, size: u64) -> Result<Vec<u8>> {
-        let mut bytes = vec![];
-        self.archive.take(size).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() as u64 == size, Corrupt("the archive ends in its content".to_owned()));
-        self.stream.write_inline(&bytes);
         Ok(bytes)
     }
 
@@ -200,9 +259,7 @@ impl Import<'_> {
             content.read_to_end(&mut bytes)?;
             return entry_of(Item::Inline(bytes));
         }
-        let id = self.pack.add(&mut content, real_size)?;
-        // So that whoever collects garbage keeps it.
-        self.stream.add_object_ref(&id);
+        let id = self.archive.made(&mut content, real_size)?;
         entry_of(Item::Object(Digest(id), real_size))
     }
 }

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use composefs::fsverity::{FsVerityHashValue, Sha512HashValue};
 
+use super::import::Contents;
 use crate::{
     node::{Pack, Packed, PackedAt},
     oci::Corrupt,
@@ -41,18 +42,8 @@ pub struct Writer {
     places: Places,
 }
 
-impl Writer {
-    /// Writes to `file`, which is empty.
-    pub fn new(file: File) -> Self {
-        Self { file, written: 0, gathered: vec![], places: Places::new() }
-    }
-
-    /// Adds the next `size` bytes of `from`, unless the pack has them; their digest.
-    ///
-    /// # Errors
-    ///
-    /// [`Corrupt`] where there are fewer, and those of reading and writing.
-    pub fn add(&mut self, from: &mut dyn Read, size: u64) -> Result<Sha512HashValue> {
+impl Contents for Writer {
+    fn add(&mut self, from: &mut dyn Read, size: u64) -> Result<Sha512HashValue> {
         let (digest, place) = match usize::try_from(size) {
             Ok(size) if size <= PIECE => self.gather(from, size)?,
             _ => self.stream(from, size)?,
@@ -70,6 +61,13 @@ impl Writer {
             self.flush()?;
         }
         Ok(digest)
+    }
+}
+
+impl Writer {
+    /// Writes to `file`, which is empty.
+    pub fn new(file: File) -> Self {
+        Self { file, written: 0, gathered: vec![], places: Places::new() }
     }
 
     fn gather(&mut self, from: &mut dyn Read, size: usize) -> Result<(Vec<u8>, PackedAt)> {

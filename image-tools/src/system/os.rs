@@ -23,7 +23,12 @@ pub struct Os {
 }
 
 impl Os {
-    pub(super) fn find(store: &Store, tree: &Tree) -> Result<Self> {
+    /// What the image with the files `tree` says.
+    ///
+    /// # Errors
+    ///
+    /// When it says nothing.
+    pub fn find(store: &Store, tree: &Tree) -> Result<Self> {
         let text = store.read(tree, Path::new(OS_RELEASE))?;
         let text = text.ok_or_else(|| CannotBoot(format!("the image has no {OS_RELEASE}")))?;
         let text = String::from_utf8(text).with_context(|| format!("{OS_RELEASE} is not UTF-8"))?;

@@ -56,11 +56,16 @@ fn digest(dir: &Path) -> String {
 }
 
 /// Writes the layout of a system with a UKI and an addon that name the system's own digest.
-pub fn write_with_uki(dir: &Path, mut files: Vec<(String, Vec<u8>)>) {
+pub fn write_with_uki(dir: &Path, files: Vec<(String, Vec<u8>)>) {
+    write_with_uki_that(dir, files, "composefs=");
+}
+
+/// The same; what stands before the digest says whether fs-verity is required.
+pub fn write_with_uki_that(dir: &Path, mut files: Vec<(String, Vec<u8>)>, says: &str) {
     write(dir, &files);
     let id = digest(dir);
     std::fs::remove_dir_all(dir).unwrap();
-    files.push(("boot/EFI/Linux/test.efi".to_owned(), uki(&format!("composefs={id} rw"))));
+    files.push(("boot/EFI/Linux/test.efi".to_owned(), uki(&format!("{says}{id} rw"))));
     files.push(("boot/EFI/Linux/test.efi.extra.d/a.addon.efi".to_owned(), b"MZ addon".to_vec()));
     write(dir, &files);
     assert_eq!(digest(dir), id, "the digest covers /boot");

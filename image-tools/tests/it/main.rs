@@ -16,5 +16,7 @@ mod oci;
 mod oracle;
 mod others;
 mod plan;
+mod registry;
 mod same;
+mod stage;
 mod vm;
