@@ -80,6 +80,8 @@ pub struct Session {
     pub ssh: Option<u16>,
     /// The public key that may log in as root.
     pub authorized_key: Option<PathBuf>,
+    /// A port that the guest reaches, see [`Machine::reach`].
+    pub reach: Option<u16>,
     /// What edits the running machine; it must leave everything on the disk (sync). Then the power button is pressed.
     pub program: Vec<String>,
     /// What runs the machine.
@@ -326,6 +328,7 @@ fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
         show: Show::Nothing,
         ssh: session.ssh,
         authorized_key: session.authorized_key.clone(),
+        reach: session.reach,
         resume: None,
         accel: session.accel.clone(),
         timeout: session.timeout,

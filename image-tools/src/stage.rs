@@ -6,11 +6,11 @@
 
 use std::{fmt, io, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cap_std::fs::Dir;
 use finalize::{
     boot::{Place, entries::Entries, user_cfg},
-    cmdline::Target,
+    cmdline::{Target, Verity},
     digest::DeploymentId,
     host::Ambient,
     layout::{self, ENTRIES, ETC},
@@ -23,6 +23,7 @@ use finalize::{
 use xshell::cmd;
 
 use crate::{
+    arch::Arch,
     deployment::{
         state::{self, UNVERIFIED},
         update::{Added, Running, Update},
@@ -32,7 +33,7 @@ use crate::{
     oci::{Image, Means, Reference},
     program,
     store::{NoSpace, Store},
-    system::{System, kargs, os::Os},
+    system::{Boots, CannotBoot, System, kargs, os::Os},
     workshop::Workshop,
 };
 
@@ -131,7 +132,12 @@ fn look(request: &Request, workshop: &Workshop, scratch: &Path) -> Result<Offer>
     };
     let target = request.target.clone().unwrap_or_else(|| reference.to_string());
     let means = Means { scratch, runtime: Some(&workshop.runtime) };
-    let image = Image::resolve(reference, None, means)?;
+    let followed = request.image.is_none().then(|| format!("looking for {reference}, which this machine follows"));
+    let image = Image::resolve(reference, None, means);
+    let image = match followed {
+        Some(what) => image.context(what)?,
+        None => image?,
+    };
     let mut to_fetch = 0;
     for layer in &image.layers {
         to_fetch += if store.has_layer(layer)? { 0 } else { layer.descriptor.size() };
@@ -192,6 +198,7 @@ pub fn stage(request: &Request, workshop: &Workshop) -> Result<Outcome> {
     if system.id == machine.host.booted.id {
         return Ok(Outcome::UpToDate(about));
     }
+    boots_here(&system, &store)?;
     let before = Running::read(&store, &machine.host.booted.id, &system)?;
     let named = Target { id: system.id.clone(), ..machine.host.booted.clone() };
     let update = Update { running: &before, system: &system, target: named };
@@ -205,6 +212,17 @@ pub fn stage(request: &Request, workshop: &Workshop) -> Result<Outcome> {
     machine.mark(&system.id, request.locked)?;
     arm(&request.ambient);
     Ok(Outcome::Staged(about))
+}
+
+/// Whether the machine boots it.
+fn boots_here(system: &System, store: &Store) -> Result<()> {
+    let (image, here) = (&system.image.reference, Arch::host()?);
+    let why = || format!("{image} is for {}, and this machine is {here}", system.arch);
+    ensure!(system.arch == here, CannotBoot(why()));
+    let needs_verity = matches!(&system.boots, Boots::Uki(uki) if uki.verity == Verity::Required);
+    let why = || format!("the UKI of {image} requires fs-verity, which the repository of this machine has not");
+    ensure!(store.is_sealed() || !needs_verity, CannotBoot(why()));
+    Ok(())
 }
 
 /// Starts the unit whose stop finalizes the update. It runs already, most often.

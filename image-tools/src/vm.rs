@@ -51,6 +51,8 @@ pub struct Machine {
     pub ssh: Option<u16>,
     /// The public key that may log in as root.
     pub authorized_key: Option<PathBuf>,
+    /// The port of 127.0.0.1 that the guest reaches, as 10.0.2.100:5000.
+    pub reach: Option<u16>,
     /// The saved machine to go on from, see [`Vm::save`].
     pub resume: Option<PathBuf>,
     /// What runs it.

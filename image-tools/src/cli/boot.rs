@@ -48,6 +48,9 @@ pub struct Boot {
     /// The public key that may log in as root
     #[arg(long, value_name = "FILE")]
     authorized_key: Option<PathBuf>,
+    /// A port of 127.0.0.1 that the guest reaches as 10.0.2.100:5000, and nothing else: a registry, say
+    #[arg(long, value_name = "PORT", requires = "ssh")]
+    reach: Option<u16>,
     /// Memory in MiB
     #[arg(long, default_value_t = 1024)]
     memory: u32,
@@ -120,6 +123,7 @@ impl Boot {
             show: if self.quiet { Show::Nothing } else { Show::Terminal },
             ssh: self.ssh,
             authorized_key: self.authorized_key,
+            reach: self.reach,
             resume: self.resume,
             accel: self.limits.accel(),
             timeout: self.limits.timeout(),

@@ -75,6 +75,9 @@ pub struct Crash {
     /// The public key that may log in as root
     #[arg(long, value_name = "FILE")]
     authorized_key: Option<PathBuf>,
+    /// A port of 127.0.0.1 that the guest reaches as 10.0.2.100:5000
+    #[arg(long, value_name = "PORT", requires = "ssh")]
+    reach: Option<u16>,
     /// A program to run when the guest is ready, which edits it and syncs; then the power button is pressed
     #[arg(last = true)]
     program: Vec<String>,
@@ -96,6 +99,7 @@ impl Crash {
             crowded: self.crowded,
             ssh: self.ssh,
             authorized_key: self.authorized_key.clone(),
+            reach: self.reach,
             program: self.program.clone(),
             accel: self.limits.accel(),
             timeout: self.limits.timeout(),

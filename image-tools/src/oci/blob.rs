@@ -47,15 +47,15 @@ impl Blobs {
     pub fn open(&self, descriptor: &Descriptor) -> Result<Blob> {
         let digest = descriptor.digest();
         ensure!(digest.algorithm().as_ref() == "sha256", "the blob {digest} has no SHA-256 digest");
-        let place = self.place();
         let reader: Box<dyn Read + Send> = match self {
-            Self::Remote(remote) => Box::new(remote.blob(descriptor)),
+            // One byte too many is as wrong as any number of them.
+            Self::Remote(remote) => Box::new(remote.blob(descriptor).take(descriptor.size().saturating_add(1))),
             Self::Layout(dir) => {
                 let file = File::open(dir.join("blobs/sha256").join(digest.digest()));
-                Box::new(file.with_context(|| format!("opening the blob {digest} in {place}"))?)
+                Box::new(file.with_context(|| format!("opening the blob {digest} in {}", self.place()))?)
             }
         };
-        Ok(Blob { reader, hasher: Sha256::new(), size: 0, wanted: descriptor.clone(), place })
+        Ok(Blob { reader, hasher: Sha256::new(), size: 0, wanted: descriptor.clone(), blobs: self.clone() })
     }
 
     /// The bytes of a small blob.
@@ -80,13 +80,12 @@ pub struct Blob {
     hasher: Sha256,
     size: u64,
     wanted: Descriptor,
-    /// Where it is, in words.
-    place: String,
+    blobs: Blobs,
 }
 
 impl std::fmt::Debug for Blob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Blob").field("wanted", &self.wanted).field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Blob").field("wanted", &self.wanted).field("blobs", &self.blobs).finish_non_exhaustive()
     }
 }
 
@@ -108,7 +107,11 @@ impl Blob {
     pub fn finish(mut self) -> Result<()> {
         let digest = self.wanted.digest().clone();
         io::copy(&mut self, &mut io::sink()).with_context(|| format!("reading the blob {digest}"))?;
-        let (found, size, place) = (hex::encode(self.hasher.finalize()), self.size, self.place);
+        let (found, size, place) = (hex::encode(self.hasher.finalize()), self.size, self.blobs.place());
+        if matches!(self.blobs, Blobs::Remote(_)) {
+            let wanted = self.wanted.size();
+            ensure!(size >= wanted, "the blob {digest} of {place} came in part, {size} of {wanted} bytes: try again");
+        }
         ensure!(
             found == digest.digest() && size == self.wanted.size(),
             Corrupt(format!(

@@ -42,7 +42,8 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
     if let Some(port) = machine.ssh {
         // Without its option ROM: nobody boots from the network.
         command.args(["-device", "virtio-net-pci,netdev=net,romfile=", "-netdev"]);
-        command.arg(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"));
+        let reached = machine.reach.map_or_else(String::new, reach);
+        command.arg(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{reached}"));
     }
     if let Some(key) = &machine.authorized_key {
         let key = fs::read_to_string(key).with_context(|| format!("reading {}", key.display()))?;
@@ -52,6 +53,15 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
         command.args(["-incoming", "defer"]);
     }
     Ok(command)
+}
+
+/// Where the guest finds the port of this machine that it may reach.
+pub const REACHED: &str = "10.0.2.100:5000";
+
+/// What leads the guest from there to `port` of 127.0.0.1: QEMU itself would serve one connection only, and none after a reboot.
+fn reach(port: u16) -> String {
+    let program = format!("bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}; {{ cat <&3; kill $$; }} & cat >&3'");
+    format!(",guestfwd=tcp:{REACHED}-cmd:{program}")
 }
 
 /// The firmware alone under KVM: what asks whether KVM works.

@@ -9,6 +9,7 @@ use std::{
     process::Output,
 };
 
+use clap::Parser as _;
 use image_tools::{inspect::table, program, sparse};
 use walkdir::WalkDir;
 use xshell::{Shell, cmd};
@@ -26,6 +27,13 @@ const PATHS: [&[&str]; 5] = [
     &["--bootloader", "grub", "--boot-partition"],
     &["--bootloader", "grub", "--boot-type", "uki"],
 ];
+
+/// The inputs of the program, as typed.
+#[derive(clap::Parser)]
+struct Typed {
+    #[command(flatten)]
+    ambient: finalize::host::Ambient,
+}
 
 /// The file systems of a machine, as directories.
 pub struct Machine {
@@ -60,6 +68,28 @@ impl Machine {
 
     pub fn path(&self, path: &str) -> PathBuf {
         self.dir.join(path)
+    }
+
+    /// The booted deployment's /etc.
+    fn etc(&self) -> PathBuf {
+        self.path(&format!("root/state/deploy/{}/etc", self.options.trim_start_matches("composefs=?")))
+    }
+
+    /// Finalizes what is staged, as the unit does at shutdown; the image that runs has the /etc `pristine`.
+    fn finalize(&self, pristine: &Path) {
+        let mut words = self.ambient();
+        words.extend(
+            ["--pristine", pristine.to_str().unwrap(), "--etc", self.etc().to_str().unwrap()].map(str::to_owned),
+        );
+        let ambient = Typed::parse_from(std::iter::once("x".to_owned()).chain(words)).ambient;
+        let outcome = finalize::finalize(&ambient, &mut finalize::stop::Stop::never());
+        assert_eq!(outcome.exit_code(), 0, "{outcome:?}");
+    }
+
+    /// What a power-off leaves of /run.
+    fn rebooted(&self) {
+        fs::remove_dir_all(self.path("run")).unwrap();
+        fs::create_dir_all(self.path("run")).unwrap();
     }
 
     fn ambient(&self) -> Vec<String> {
@@ -188,4 +218,106 @@ fn an_update_is_staged_as_a_disk_is_built_with_one() {
             .collect();
         assert!(differing.is_empty(), "{how:?}\n{}", differing.join("\n"));
     }
+}
+
+/// A machine that runs v1, and the name of v2.
+fn machine(dir: &Path, how: &[&str]) -> (Machine, String) {
+    layouts(dir, how.contains(&"uki"));
+    let loader = if how.contains(&"grub") { "grub" } else { "systemd-boot" };
+    let machine = Machine::of(&disk(dir, false, how), &dir.join("live"), loader);
+    (machine, format!("oci:{}", dir.join("v2").display()))
+}
+
+fn refused(machine: &Machine, words: &[&str], code: i32, part: &str) {
+    let before = machine.boots();
+    let output = machine.stage(words);
+    assert!(output.status.code() == Some(code) && said(&output).contains(part), "{words:?}: {}", said(&output));
+    assert_eq!(machine.boots(), before, "{words:?}");
+}
+
+#[test]
+fn what_is_staged_is_finalized_and_the_deployment_before_is_staged_again() {
+    for how in PATHS {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut machine, v2) = machine(dir.path(), how);
+        let v1 = format!("oci:{}", dir.path().join("v1").display());
+        let shell = program::shell().unwrap();
+        let keep = |machine: &Machine, name: &str| {
+            let (from, to) = (machine.etc(), dir.path().join(name));
+            program::run(cmd!(shell, "cp -a {from} {to}")).unwrap();
+            to
+        };
+        let first = machine.options.clone();
+        let mut pristine = keep(&machine, "etc-v1");
+        fs::write(machine.etc().join("local"), "made here").unwrap();
+        for (image, brings) in [(&v2, "of v2"), (&v1, "of v1")] {
+            let output = machine.stage(&[image]);
+            assert!(output.status.success(), "{how:?} {image}: {}", said(&output));
+            let next = format!("composefs=?{}", machine.marker()["depl_id"].as_str().unwrap());
+            let before = std::mem::replace(&mut machine.options, next.clone());
+            let staged = if image == &v2 { keep(&machine, "etc-v2") } else { PathBuf::new() };
+            machine.options = before;
+            machine.finalize(&pristine);
+            (machine.options, pristine) = (next, staged);
+            machine.rebooted();
+            let read = |name: &str| fs::read_to_string(machine.etc().join(name)).unwrap();
+            assert!(read("local") == "made here" && read("new").starts_with(brings), "{how:?} {image}");
+        }
+        assert_eq!(machine.options, first, "{how:?}");
+    }
+}
+
+#[test]
+fn a_second_update_replaces_the_first_and_a_download_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, v2) = machine(dir.path(), PATHS[0]);
+    assert!(machine.stage(&[&v2, "--lock"]).status.success());
+    assert_eq!(machine.marker()["finalization_locked"], true);
+    let first = machine.marker()["depl_id"].clone();
+    let mut files = version("3");
+    files.push(("etc/new".to_owned(), b"of v3".to_vec()));
+    write(&dir.path().join("v3"), &files);
+    let v3 = format!("oci:{}", dir.path().join("v3").display());
+    assert!(machine.stage(&[&v3]).status.success());
+    let marker = machine.marker();
+    assert!(marker["depl_id"] != first && marker["finalization_locked"] == false, "{marker}");
+    let entries: Vec<_> = machine.boots().into_iter().filter(|(path, _)| path.contains("entries.staged/")).collect();
+    assert!(
+        entries.len() == 2 && entries.iter().all(|(_, text)| !text.contains(first.as_str().unwrap())),
+        "{entries:?}"
+    );
+}
+
+#[test]
+fn what_this_machine_cannot_boot_is_refused_and_nothing_that_boots_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, v2) = machine(dir.path(), PATHS[0]);
+    let layout = |name: &str| format!("oci:{}", dir.path().join(name).display());
+    let mut files = version("4");
+    crate::layout::write_for("arm64", &dir.path().join("arm64"), &files);
+    refused(&machine, &[&layout("arm64")], 3, "is for aarch64, and this machine is x86_64");
+    files.retain(|(path, _)| !path.contains("vmlinuz"));
+    write(&dir.path().join("bare"), &files);
+    refused(&machine, &[&layout("bare")], 3, "must have one kernel");
+    refused(&machine, &[&layout("none")], 1, "it has no file oci-layout");
+    refused(&machine, &["oci"], 2, "is no image");
+    let v1 = machine.stage(&[&layout("v1")]);
+    assert!(said(&v1).contains("is what this machine runs: nothing to do"), "{}", said(&v1));
+    // What the origin names is on another machine.
+    refused(&machine, &[], 1, "looking for oci:somewhere, which this machine follows");
+    let blob = crate::layout::layer(&dir.path().join("v2"));
+    let mut bytes = fs::read(&blob).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    refused(&machine, &[&v2], 3, "is corrupt");
+}
+
+#[test]
+fn a_uki_that_needs_fs_verity_is_refused_where_there_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, _) = machine(dir.path(), PATHS[1]);
+    let other = dir.path().join("strict");
+    write_with_uki_that(&other, version("5"), "composefs=");
+    refused(&machine, &[&format!("oci:{}", other.display())], 3, "requires fs-verity");
 }
