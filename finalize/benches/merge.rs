@@ -7,6 +7,7 @@ use std::{
     fs,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 use sha2::{Digest, Sha256};
+use xshell::{Shell, cmd};
 
 const SIZES: [usize; 3] = [2_000, 20_000, 100_000];
 
@@ -115,12 +117,10 @@ fn mean(group: &str, what: &str) -> Option<f64> {
 /// Peak resident memory of the real program, in MiB: what the kernel last said of it (`VmHWM`, proc_pid_status(5)); the
 /// figure of getrusage(2) begins with the size of the process that started it.
 fn memory(root: &Path) -> u64 {
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_composefs-finalize"))
-        .current_dir(root)
-        .args(["etc", "merge", "--pristine", "p", "--current", "c", "--new", "n", "--output", "m"])
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let (shell, program) = (Shell::new().unwrap(), env!("CARGO_BIN_EXE_composefs-finalize"));
+    shell.change_dir(root);
+    let merge = cmd!(shell, "{program} etc merge --pristine p --current c --new n --output m");
+    let mut child = Command::from(merge.ignore_stdout()).spawn().unwrap();
     let mut peak = 0;
     while child.try_wait().unwrap().is_none() {
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();

@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use serde_json::json;
+use xshell::{Shell, cmd};
 
 use self::{
     accel::{Accel, Asked, Taken},
@@ -248,9 +249,9 @@ impl Vm {
     ///
     /// When it cannot be started, and when the machine stops before it ends: then the program is ended.
     pub fn run(&mut self, program: &Path, arguments: &[String], machine: &Machine) -> Result<ExitStatus> {
-        let mut command = Command::new(program);
-        command.args(arguments).env("GUEST_PORT", machine.ssh.unwrap_or(0).to_string());
-        let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+        let shell = Shell::new()?;
+        let command = cmd!(shell, "{program} {arguments...}").env("GUEST_PORT", machine.ssh.unwrap_or(0).to_string());
+        let child = Command::from(command).spawn().with_context(|| format!("starting {}", program.display()))?;
         self.watch.tell(|heard| heard.program_ended = false);
         let pid = rustix::process::Pid::from_child(&child);
         let watch = self.watch.clone();

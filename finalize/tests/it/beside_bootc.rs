@@ -28,10 +28,8 @@ rm -r entries.staged
 "#;
 
 fn bootc(machine: &Machine) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", STAND_IN]).env("RUN", machine.path("run")).env("STATE", machine.state("b"));
-    command.env("CURRENT", machine.state("a").join("etc")).env("LOADER", machine.boot("loader"));
-    command
+    let sh = cmd!(shell("."), "sh -c {STAND_IN}").env("RUN", machine.path("run")).env("STATE", machine.state("b"));
+    sh.env("CURRENT", machine.state("a").join("etc")).env("LOADER", machine.boot("loader")).into()
 }
 
 fn first(machine: &Machine) -> Option<String> {
@@ -47,9 +45,7 @@ fn staged_json(machine: &Machine) -> std::path::PathBuf {
 }
 
 fn report_after(machine: &Machine, letter: &str) -> String {
-    let output = machine.command_after(&format!("composefs={}", id(letter)), &["report"]).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    ok(machine.command_after(&format!("composefs={}", id(letter)), &["report"]))
 }
 
 #[test]
@@ -285,11 +281,7 @@ fn after_a_soft_reboot_into_the_update_all_is_done() {
         // bootc leaves its marker, and /run survives.
         machine.stage("b");
         let b = format!("composefs={}", id("b"));
-        let run = |args: &[&str]| {
-            let output = machine.command_after(&b, args).output().unwrap();
-            assert!(output.status.success(), "{args:?} {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        };
+        let run = |args: &[&str]| ok(machine.command_after(&b, args));
         assert_eq!(run(&["staged"]), "nothing is staged\n");
         assert_eq!(run(&["arm"]), "nothing is staged\n");
         assert!(!marker(&machine).exists());

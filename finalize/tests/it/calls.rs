@@ -10,7 +10,12 @@ use std::{
     process::Command,
 };
 
-use crate::machine::{Machine, PATHS, id};
+use xshell::cmd;
+
+use crate::{
+    machine::{Machine, PATHS, id},
+    programs::{if_here, shell},
+};
 
 /// Calls that change something, and what they are announced as.
 const CHANGING: &[(&str, &str)] = &[
@@ -124,19 +129,12 @@ fn compare(trace: &str) -> (Vec<String>, usize) {
 /// Runs the command under strace; none where there is no strace.
 fn traced(command: &Command, machine: &Machine) -> Option<String> {
     let trace = machine.path("trace");
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-y", "-qq", "-s", "64", "-e", "signal=none", "-o"]).arg(&trace);
     let calls: BTreeSet<_> = CHANGING.iter().map(|(name, _)| *name).chain(["readlink", "readlinkat"]).collect();
-    strace
-        .arg("-e")
-        .arg(format!("trace={}", calls.into_iter().map(|name| format!("?{name}")).collect::<Vec<_>>().join(",")));
-    strace
-        .arg("--")
-        .arg(command.get_program())
-        .args(command.get_args())
-        .env("COMPOSEFS_FINALIZE_ANNOUNCE", "1")
-        .env("COMPOSEFS_FINALIZE_TICK", "0");
-    let output = strace.output().ok()?;
+    let calls = calls.into_iter().map(|name| format!("?{name}")).collect::<Vec<_>>().join(",");
+    let (program, args) = (command.get_program(), command.get_args());
+    let strace =
+        cmd!(shell("."), "strace -f -y -qq -s 64 -e signal=none -o {trace} -e trace={calls} -- {program} {args...}");
+    let output = if_here(strace.env("COMPOSEFS_FINALIZE_ANNOUNCE", "1").env("COMPOSEFS_FINALIZE_TICK", "0"))?;
     let message = String::from_utf8_lossy(&output.stderr);
     if message.contains("ptrace") || message.contains("PTRACE") {
         return None;

@@ -11,7 +11,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
 use cap_std::{ambient_authority, fs::Dir};
@@ -25,10 +25,12 @@ use finalize::{
     sys::flags,
 };
 use rustix::fs::{IFlags, XattrFlags, ioctl_getflags, ioctl_setflags, lgetxattr, lsetxattr};
+use xshell::cmd;
 
-use crate::etc_traps::Trap;
-
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_composefs-finalize");
+use crate::{
+    etc_traps::Trap,
+    programs::{PROGRAM, output, shell},
+};
 
 /// On the file system of the checkout, which has flags and all kinds of attributes.
 pub fn trap() -> Trap {
@@ -135,20 +137,17 @@ fn a_flag_that_cannot_be_set_is_said() {
         println!("SKIPPED: no right to set flags, or none on this file system");
         return;
     }
-    let mut setpriv = Command::new("setpriv");
-    setpriv.args(["--bounding-set", "-linux_immutable", "--inh-caps", "-linux_immutable", "--"]);
-    let output = merge(setpriv.arg(PROGRAM), &trap, &[]);
+    let output = output(cmd!(
+        shell(trap.at("")),
+        "setpriv --bounding-set -linux_immutable --inh-caps -linux_immutable --
+         {PROGRAM} etc merge --pristine p --current c --new n --output m"
+    ));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && said.contains("/etc/resolv.conf has chattr +i here; the merged one has not"),
         "{said}"
     );
     assert_eq!(trap.merged("resolv.conf"), "1");
-}
-
-pub fn merge(program: &mut Command, trap: &Trap, more: &[&str]) -> Output {
-    let trees = ["etc", "merge", "--pristine", "p", "--current", "c", "--new", "n", "--output", "m"];
-    program.current_dir(trap.at("")).args(trees).args(more).output().unwrap()
 }
 
 fn set(trap: &Trap, path: &str, name: &str, value: &[u8]) {
@@ -348,7 +347,11 @@ fn a_file_that_is_given_up_is_never_opened() {
     fs::copy(PROGRAM, &program).unwrap();
     let run = |config: &str| {
         fs::write(trap.at("config.toml"), config).unwrap();
-        let output = merge(Command::new(&program).uid(65534).gid(65534), &trap, &["--config", "config.toml"]);
+        let mut merge = Command::from(cmd!(
+            shell(trap.at("")),
+            "{program} etc merge --pristine p --current c --new n --output m --config config.toml"
+        ));
+        let output = merge.uid(65534).gid(65534).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let ignored = "[etc]\nignore = [\"passwd\", \"broken.conf\"]\n";

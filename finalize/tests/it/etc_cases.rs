@@ -11,14 +11,16 @@ use std::{
 
 use finalize::boot::Loader;
 use rustix::fs::IFlags;
+use xshell::cmd;
 
 use crate::{
     etc_accounts::is_root,
-    etc_carried::{Flagged, flags_of, merge, trap},
+    etc_carried::{Flagged, flags_of, trap},
     etc_generated::store,
     etc_numbers::swapped,
     etc_traps::Trap,
     machine::Machine,
+    programs::{PROGRAM, output, shell},
 };
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/etc_cases.md");
@@ -213,13 +215,9 @@ fn flags() -> Option<String> {
 
 /// The program without what lets root read everything: as on a disk that is broken, opening a file fails.
 fn who_cannot_read(program: &Command) -> Command {
-    let mut setpriv = Command::new("setpriv");
     let less = "-dac_override,-dac_read_search";
-    setpriv
-        .args(["--bounding-set", less, "--inh-caps", less, "--"])
-        .arg(program.get_program())
-        .args(program.get_args());
-    setpriv
+    let (dir, program, args) = (program.get_current_dir().unwrap(), program.get_program(), program.get_args());
+    cmd!(shell(dir), "setpriv --bounding-set {less} --inh-caps {less} -- {program} {args...}").into()
 }
 
 fn unreadable() -> Option<String> {
@@ -232,8 +230,11 @@ fn unreadable() -> Option<String> {
         trap.file("c", "config.toml", config.as_bytes());
         fs::set_permissions(trap.at("c/broken.conf"), Permissions::from_mode(0o0)).unwrap();
         fs::set_permissions(trap.at("p/broken.conf"), Permissions::from_mode(0o0)).unwrap();
-        let mut program = who_cannot_read(&Command::new(crate::etc_carried::PROGRAM));
-        let output = merge(&mut program, &trap, &["--config", "c/config.toml"]);
+        let merge = cmd!(
+            shell(trap.at("")),
+            "{PROGRAM} etc merge --pristine p --current c --new n --output m --config c/config.toml"
+        );
+        let output = output(who_cannot_read(&merge.into()));
         if !is_root(&trap) || output.status.code() == Some(127) {
             return None;
         }
@@ -291,7 +292,7 @@ fn a_file_that_cannot_be_read_is_named_after_the_next_boot_too() {
     let machine = Machine::new(Loader::SystemdBoot);
     let hosts = machine.state("a").join("etc/hosts");
     fs::set_permissions(&hosts, Permissions::from_mode(0o0)).unwrap();
-    let staged = || who_cannot_read(&machine.command(&["staged"])).output().unwrap();
+    let staged = || output(who_cannot_read(&machine.command(&["staged"])));
     let output = staged();
     if fs::metadata(&hosts).unwrap().uid() != 0 || output.status.code() == Some(127) {
         println!("SKIPPED: not root, or no setpriv");

@@ -1,16 +1,16 @@
 //! SELinux labels that the running policy does not know. What a kernel with SELinux shows and says then is shown and said
 //! here without one: the label `unlabeled_t` is put on the disk, and strace(1) lets lsetxattr(2) fail with EINVAL.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
+use xshell::cmd;
 
-use crate::etc_traps::Trap;
+use crate::{
+    etc_program::run,
+    etc_traps::Trap,
+    programs::{PROGRAM, output, shell},
+};
 
 const UNKNOWN: &str = "system_u:object_r:unlabeled_t:s0";
 
@@ -36,19 +36,13 @@ fn label(trap: &Trap, path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&value[..length]).into_owned())
 }
 
-fn merge(program: &mut Command, trap: &Trap) -> Output {
-    let trees = ["etc", "merge", "--pristine", "p", "--current", "c", "--new", "n", "--output", "m"];
-    program.current_dir(trap.at("")).args(trees).output().unwrap()
-}
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_composefs-finalize");
 const HINT: &str = "restorecon -R /etc";
 
 #[test]
 fn a_label_that_reads_as_none_is_not_written() {
     let labels = [("n", "image"), ("c/d", "local"), ("n/d", UNKNOWN), ("n/new", UNKNOWN), ("n/new/theirs", UNKNOWN)];
     let Some(trap) = labelled(&labels) else { return };
-    let merged = merge(&mut Command::new(PROGRAM), &trap);
+    let merged = run(&trap, "merge", &["--output", "m"]);
     let said = String::from_utf8_lossy(&merged.stderr);
     assert!(merged.status.success(), "{said}");
     assert_eq!(label(&trap, "m").as_deref(), Some("image"));
@@ -62,9 +56,11 @@ fn a_label_that_reads_as_none_is_not_written() {
 fn a_label_that_cannot_be_set_does_not_fail_the_update() {
     let labels = [("n", "image"), ("n/d", "of_a_new_policy"), ("c/d/mine", "local")];
     let Some(trap) = labelled(&labels) else { return };
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=lsetxattr", "-e", "inject=lsetxattr:error=EINVAL"]);
-    let merged = merge(strace.args(["--", PROGRAM]), &trap);
+    let merged = output(cmd!(
+        shell(trap.at("")),
+        "strace -f -qq -o /dev/null -e trace=lsetxattr -e inject=lsetxattr:error=EINVAL --
+         {PROGRAM} etc merge --pristine p --current c --new n --output m"
+    ));
     let said = String::from_utf8_lossy(&merged.stderr);
     if said.to_lowercase().contains("ptrace") {
         println!("SKIPPED, no strace here");
@@ -81,7 +77,7 @@ fn labels_that_are_known_are_no_news() {
     let Some(trap) = labelled(&[("n", "image"), ("n/d", "image"), ("c/d", "local"), ("c/d/mine", "local")]) else {
         return;
     };
-    let merged = merge(&mut Command::new(PROGRAM), &trap);
+    let merged = run(&trap, "merge", &["--output", "m"]);
     let said = String::from_utf8_lossy(&merged.stderr);
     assert!(merged.status.success() && !said.contains(HINT), "{said}");
     assert_eq!(label(&trap, "m/d").as_deref(), Some("image"));

@@ -16,15 +16,13 @@ use xshell::cmd;
 
 use crate::{
     etc_traps::Trap,
-    programs::{ok, output, shell},
+    programs::{PROGRAM, ok, output, shell},
 };
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_composefs-finalize");
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65534;
 
-fn run(trap: &Trap, command: &str, more: &[&str]) -> Output {
+pub fn run(trap: &Trap, command: &str, more: &[&str]) -> Output {
     output(cmd!(shell(trap.at("")), "{PROGRAM} etc {command} --pristine p --current c --new n {more...}"))
 }
 

@@ -7,7 +7,7 @@ use xshell::cmd;
 
 use crate::{
     machine::{Machine, id},
-    programs::{self, output, shell},
+    programs::{ok, output, shell},
 };
 
 /// The command on the machine after another boot, into the deployment `letter`.
@@ -15,12 +15,6 @@ fn in_boot(machine: &Machine, boot: &str, letter: &str, args: &[&str]) -> Comman
     let mut command = machine.command_after(&format!("composefs={} rw", id(letter)), args);
     command.args(["--boot-id", boot]);
     command
-}
-
-fn ok(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The entries as they were before, staged once more.
@@ -58,13 +52,13 @@ fn fewest_files_after_a_stopped_report(sabotage: &str) -> usize {
         let many = machine.state("b").join("etc/many");
         fs::create_dir(&many).unwrap();
         (0..20).for_each(|number| fs::write(many.join(number.to_string()), "theirs").unwrap());
-        ok(&mut in_boot(&machine, "one", "a", &["staged"]));
+        ok(in_boot(&machine, "one", "a", &["staged"]));
         let mut report = in_boot(&machine, "two", "b", &["report"]);
         report.env("COMPOSEFS_FINALIZE_NO_SYNC", sabotage);
         let stopped = report.env("COMPOSEFS_FINALIZE_FAIL", format!("exit:{n}")).output().unwrap();
         // The old deployment is chosen in the menu, and the same update is staged again.
         stage_again(&machine);
-        ok(&mut in_boot(&machine, "three", "a", &["staged"]));
+        ok(in_boot(&machine, "three", "a", &["staged"]));
         let files = fs::read_dir(machine.state("b").join("etc/many")).map_or(0, Iterator::count);
         fewest = fewest.min(files);
         assert_eq!(machine.etc("b").get("hosts").map_or("mine", String::as_str), "mine", "exit:{n}");
@@ -80,26 +74,26 @@ fn fewest_files_after_a_stopped_report(sabotage: &str) -> usize {
 #[test]
 fn an_etc_that_was_booted_with_is_kept_when_its_deployment_is_finalized_again() {
     let machine = Machine::new(Loader::SystemdBoot);
-    ok(&mut in_boot(&machine, "one", "a", &["staged"]));
+    ok(in_boot(&machine, "one", "a", &["staged"]));
     // A second run in the same boot keeps nothing: nobody has booted.
-    ok(&mut in_boot(&machine, "one", "a", &["staged"]));
+    ok(in_boot(&machine, "one", "a", &["staged"]));
     let state = machine.state("b");
     let previous = || fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert_eq!(previous().filter(|name| name.starts_with(layout::ETC_PREVIOUS)).count(), 0);
     // `b` boots, and is edited; nobody reports. Then `a` is chosen, and `b` is staged again.
     fs::write(state.join("etc/only-in-b"), "edited").unwrap();
     stage_again(&machine);
-    ok(&mut in_boot(&machine, "three", "a", &["staged"]));
+    ok(in_boot(&machine, "three", "a", &["staged"]));
     assert_eq!(fs::read_to_string(state.join(layout::ETC_PREVIOUS).join("only-in-b")).unwrap(), "edited");
     machine.assert_finalized();
     // Once more in another boot: both are kept.
     fs::write(state.join("etc/only-later"), "edited").unwrap();
     stage_again(&machine);
-    ok(&mut in_boot(&machine, "four", "a", &["staged"]));
+    ok(in_boot(&machine, "four", "a", &["staged"]));
     assert_eq!(fs::read_to_string(state.join(layout::ETC_PREVIOUS).join("only-in-b")).unwrap(), "edited");
     assert_eq!(fs::read_to_string(state.join("etc.previous.1/only-later")).unwrap(), "edited");
     // The next report of `b` removes them.
-    ok(&mut in_boot(&machine, "five", "b", &["report"]));
+    ok(in_boot(&machine, "five", "b", &["report"]));
     let left: Vec<_> = previous().filter(|name| name.starts_with("etc.")).collect();
     assert!(left.is_empty(), "{left:?}");
     machine.assert_finalized();
@@ -115,7 +109,7 @@ fn the_images_etc_is_never_lost_between_two_names() {
         let output = staged.env("COMPOSEFS_FINALIZE_FAIL", format!("exit:{n}")).output().unwrap();
         // An edit is taken back, which only a merge from the image's own /etc shows.
         fs::write(machine.state("a").join("etc/hosts"), "1").unwrap();
-        ok(&mut in_boot(&machine, "two", "a", &["staged"]));
+        ok(in_boot(&machine, "two", "a", &["staged"]));
         assert_eq!(machine.etc("b")["hosts"], "1", "exit:{n}: merged from a merge");
         assert_eq!(machine.etc("b")["motd"], "2", "exit:{n}");
         if output.status.success() {
@@ -128,15 +122,15 @@ fn the_images_etc_is_never_lost_between_two_names() {
 #[test]
 fn an_immutable_file_does_not_stop_the_report_and_stays_immutable() {
     let machine = Machine::new(Loader::SystemdBoot);
-    ok(&mut in_boot(&machine, "one", "a", &["staged"]));
+    ok(in_boot(&machine, "one", "a", &["staged"]));
     let motd = machine.state("b").join("etc/motd");
     if !output(cmd!(shell("."), "chattr +i {motd}")).status.success() {
         println!("SKIPPED: chattr does nothing here");
         return;
     }
     let report = in_boot(&machine, "two", "b", &["report"]).output().unwrap();
-    let flags = programs::ok(cmd!(shell("."), "lsattr {motd}"));
-    programs::ok(cmd!(shell("."), "chattr -i {motd}"));
+    let flags = ok(cmd!(shell("."), "lsattr {motd}"));
+    ok(cmd!(shell("."), "chattr -i {motd}"));
     assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
     assert!(!machine.state("b").join(layout::ETC_ORIG).exists());
     assert!(flags.starts_with("----i"), "{flags}");
@@ -150,13 +144,13 @@ fn conflicts_of_an_earlier_merge_are_kept() {
     fs::write(a.join("clash"), "mine").unwrap();
     fs::create_dir(b.join("clash")).unwrap();
     fs::write(b.join("clash/x"), "theirs").unwrap();
-    ok(&mut in_boot(&machine, "one", "a", &["staged"]));
+    ok(in_boot(&machine, "one", "a", &["staged"]));
     let conflicts = machine.state("b").join(layout::ETC_CONFLICTS);
     assert_eq!(fs::read_to_string(conflicts.join("clash")).unwrap(), "mine");
-    ok(&mut in_boot(&machine, "two", "b", &["report"]));
+    ok(in_boot(&machine, "two", "b", &["report"]));
     fs::write(a.join("clash"), "mine, later").unwrap();
     stage_again(&machine);
-    ok(&mut in_boot(&machine, "three", "a", &["staged"]));
+    ok(in_boot(&machine, "three", "a", &["staged"]));
     assert_eq!(fs::read_to_string(conflicts.join("clash")).unwrap(), "mine, later");
     let previous = machine.state("b").join("etc.conflicts.previous/clash");
     assert_eq!(fs::read_to_string(previous).unwrap(), "mine");

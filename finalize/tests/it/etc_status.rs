@@ -15,7 +15,7 @@ use crate::{
     etc_merge::list,
     etc_traps::Trap,
     machine::{Machine, id},
-    programs::{PROGRAM, shell},
+    programs::{self, PROGRAM, shell},
 };
 
 fn command(trap: &Trap, what: &str, more: &[&str]) -> Command {
@@ -27,9 +27,7 @@ fn run(trap: &Trap, what: &str, more: &[&str]) -> Output {
 }
 
 fn ok(trap: &Trap, what: &str, more: &[&str]) -> String {
-    let output = run(trap, what, more);
-    assert!(output.status.success(), "{what} {more:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    programs::ok(command(trap, what, more))
 }
 
 fn tree(trap: &Trap, side: &str) -> Vec<String> {

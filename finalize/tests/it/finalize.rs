@@ -4,8 +4,12 @@ use std::fs;
 
 use finalize::{boot::Loader, layout};
 use sha2::{Digest, Sha256};
+use xshell::cmd;
 
-use crate::machine::{Machine, PATHS, id};
+use crate::{
+    machine::{Machine, PATHS, id},
+    programs::{ok, output, shell},
+};
 
 fn record(machine: &Machine) -> serde_json::Value {
     let text = fs::read_to_string(machine.path("sysroot").join(layout::RECORD)).unwrap();
@@ -172,9 +176,8 @@ fn a_full_esp_is_an_error_that_says_so_and_the_old_deployment_boots() {
         if \"$@\"; then exit 99; fi
         rm \"$ESP/filler\"; rm -r \"$ESP.full\"; cp -a \"$ESP\" \"$ESP.after\"";
     let staged = machine.command(&["staged"]);
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script, "sh"]).arg(staged.get_program()).args(staged.get_args());
-    let output = command.env("ESP", &esp).output().unwrap();
+    let (program, args) = (staged.get_program(), staged.get_args());
+    let output = output(cmd!(shell("."), "unshare --mount sh -c {script} sh {program} {args...}").env("ESP", &esp));
     let message = String::from_utf8(output.stderr).unwrap();
     if message.starts_with("unshare:") {
         println!("SKIPPED, no mount namespace: {message}");
@@ -204,8 +207,7 @@ fn deployments_with_the_same_kernel_may_share_its_directory() {
         fs::write(&staged, fs::read_to_string(&staged).unwrap().replace(&b, &a)).unwrap();
         machine.ok(&["staged"]);
         machine.assert_finalized();
-        let report = machine.command_after(&format!("composefs={}", id("b")), &["report"]).output().unwrap();
-        assert!(report.status.success(), "{report:?}");
+        ok(machine.command_after(&format!("composefs={}", id("b")), &["report"]));
         assert_eq!(machine.tree(&machine.kernel("a")).len(), 2, "the directory that both name is whole");
         // Any other kernel there is not what was staged.
         let machine = Machine::new(loader);
@@ -224,8 +226,7 @@ fn an_entry_in_transit_that_a_power_cut_has_left_alone_goes_at_the_next_boot() {
     let first = fs::read_to_string(machine.boot("loader/entries/bootc_x-1-1.conf")).unwrap();
     let transit = machine.boot("loader/entries/zz-composefs-finalize.conf");
     fs::write(&transit, first.replace("sort-key ", "sort-key !")).unwrap();
-    let report = machine.command_after(&format!("composefs={}", id("b")), &["report"]).output().unwrap();
-    assert!(report.status.success(), "{report:?}");
+    ok(machine.command_after(&format!("composefs={}", id("b")), &["report"]));
     assert!(!transit.exists());
     machine.assert_finalized();
 }

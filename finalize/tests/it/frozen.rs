@@ -75,7 +75,8 @@ impl Xfs {
 
     /// Whether it can be written to, now or soon.
     fn assert_is_writable(&self, when: &str) {
-        let mut touch = Command::new("touch").arg(self.root.join("touched")).spawn().unwrap();
+        let touched = self.root.join("touched");
+        let mut touch = Command::from(cmd!(shell("."), "touch {touched}")).spawn().unwrap();
         let done = touch.wait_timeout(Duration::from_secs(30)).unwrap();
         if done.is_none() {
             let root = &self.root;

@@ -2,23 +2,26 @@
 //!
 //! strace(1) sends the signal with a certain system call, so that it always arrives in the middle.
 
-use std::{
-    fs,
-    process::{Command, Output},
-};
+use std::{fs, process::Output};
 
 use finalize::{boot::Loader, layout};
+use xshell::cmd;
 
-use crate::machine::Machine;
+use crate::{
+    machine::Machine,
+    programs::{if_here, shell},
+};
 
 /// A finalization that gets SIGTERM with the `n`-th `call` of a thread, and how many of these calls there were. None where
 /// there is no strace.
 fn stopped(machine: &Machine, call: &str, n: u32) -> Option<(Output, usize)> {
     let (trace, staged) = (machine.path("trace"), machine.command(&["staged"]));
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-e", "signal=none", "-e", &format!("trace={call}"), "-o"]).arg(&trace);
-    strace.args(["-e", &format!("inject={call}:signal=SIGTERM:when={n}"), "--"]);
-    let output = strace.arg(staged.get_program()).args(staged.get_args()).output().ok();
+    let (program, args, n) = (staged.get_program(), staged.get_args(), n.to_string());
+    let output = if_here(cmd!(
+        shell("."),
+        "strace -f -qq -e signal=none -e trace={call} -o {trace} -e inject={call}:signal=SIGTERM:when={n} --
+         {program} {args...}"
+    ));
     let output = output.filter(|output| !String::from_utf8_lossy(&output.stderr).to_lowercase().contains("ptrace"));
     let Some(output) = output else {
         println!("SKIPPED, no strace here");

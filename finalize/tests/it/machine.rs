@@ -19,6 +19,9 @@ use finalize::{
     layout,
     staged::BootType,
 };
+use xshell::cmd;
+
+use crate::programs::{self, PROGRAM, shell};
 
 pub fn id(letter: &str) -> DeploymentId {
     letter.repeat(128).parse().unwrap()
@@ -171,26 +174,26 @@ impl Machine {
 
     /// The command on a machine that was booted with this command line.
     pub fn command_after(&self, cmdline: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_composefs-finalize"));
-        command.args(args).args(["--cmdline", cmdline]);
-        command.arg("--loader").arg(self.loader.to_string()).arg("--etc").arg(self.state("a").join("etc"));
-        for (flag, dir) in
-            [("--sysroot", "sysroot"), ("--run", "run"), ("--pristine", "pristine"), ("--esp", "esp"), ("--sys", "sys")]
-        {
-            command.arg(flag).arg(self.path(dir));
-        }
-        command
+        let (loader, etc) = (self.loader.to_string(), self.state("a").join("etc"));
+        let [sysroot, run, pristine, esp, sys] =
+            ["sysroot", "run", "pristine", "esp", "sys"].map(|name| self.path(name));
+        // Also who is nobody may be in this directory.
+        let command = cmd!(
+            shell("/"),
+            "{PROGRAM} {args...} --cmdline {cmdline} --loader {loader} --etc {etc}
+             --sysroot {sysroot} --run {run} --pristine {pristine} --esp {esp} --sys {sys}"
+        );
+        command.into()
     }
 
     pub fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
+        programs::output(self.command(args))
     }
 
     /// Runs, must succeed, returns what was printed.
+    #[track_caller]
     pub fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        programs::ok(self.command(args))
     }
 
     /// Runs, must fail with 1, returns the message.

@@ -1,6 +1,8 @@
 //! Programs that tests run, in the words in which one would type them.
 
 use std::{
+    ffi::OsStr,
+    iter,
     path::Path,
     process::{Command, Output},
 };
@@ -20,21 +22,29 @@ pub fn shell(dir: impl AsRef<Path>) -> &'static Shell {
 }
 
 /// What a program has done, whatever its exit status.
-pub fn output(cmd: Cmd<'_>) -> Output {
-    Command::from(cmd).output().unwrap()
+pub fn output(command: impl Into<Command>) -> Output {
+    command.into().output().unwrap()
+}
+
+/// The same, of a program that this machine may lack.
+pub fn if_here(cmd: Cmd<'_>) -> Option<Output> {
+    Command::from(cmd).output().ok()
 }
 
 /// What a program that must succeed has printed.
-pub fn ok(cmd: Cmd<'_>) -> String {
-    let words = cmd.to_string();
-    let output = output(cmd);
+#[track_caller]
+pub fn ok(command: impl Into<Command>) -> String {
+    let command = command.into();
+    let words = iter::once(command.get_program()).chain(command.get_args()).map(OsStr::to_string_lossy);
+    let words = words.collect::<Vec<_>>().join(" ");
+    let output = output(command);
     assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Whether this machine has the program; says so where it has not.
 pub fn is_here(program: &str) -> bool {
-    let found = Command::from(cmd!(shell("."), "{program} --help")).output().is_ok();
+    let found = if_here(cmd!(shell("."), "{program} --help")).is_some();
     if !found {
         println!("SKIPPED: no {program} on this machine");
     }

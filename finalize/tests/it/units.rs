@@ -3,8 +3,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
+
+use xshell::cmd;
+
+use crate::programs::{PROGRAM, if_here, shell};
 
 const SERVICES: [&str; 3] =
     ["composefs-finalize.service", "composefs-finalize-report.service", "composefs-finalize-prepare.service"];
@@ -29,7 +32,7 @@ fn copied() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for unit in fs::read_dir(units()).unwrap().map(Result::unwrap).filter(|unit| unit.path().is_file()) {
         let text = fs::read_to_string(unit.path()).unwrap();
-        let text = text.replace("/usr/bin/composefs-finalize", env!("CARGO_BIN_EXE_composefs-finalize"));
+        let text = text.replace("/usr/bin/composefs-finalize", PROGRAM);
         fs::write(dir.path().join(unit.file_name()), text).unwrap();
     }
     fs::write(dir.path().join("bootc-finalize-staged.service"), BOOTC).unwrap();
@@ -37,13 +40,11 @@ fn copied() -> tempfile::TempDir {
 }
 
 fn verify(dir: &Path) -> Option<String> {
-    let mut command = Command::new("systemd-analyze");
-    command
-        .args(["verify", "--man=no", "--recursive-errors=yes"])
-        .env("SYSTEMD_UNIT_PATH", format!("{}:", dir.display()));
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|unit| unit.unwrap().path()).collect();
     names.retain(|path| path.is_file());
-    let output = command.arg("multi-user.target").args(names).output().ok()?;
+    let verify =
+        cmd!(shell("."), "systemd-analyze verify --man=no --recursive-errors=yes multi-user.target {names...}");
+    let output = if_here(verify.env("SYSTEMD_UNIT_PATH", format!("{}:", dir.display())))?;
     let said = String::from_utf8(output.stderr).unwrap();
     // Units of the machine that runs the tests are its own affair.
     let ours = |line: &&str| line.contains("composefs") || line.contains("cycle") || line.contains("bootc");
@@ -99,8 +100,8 @@ fn the_finalization_is_ordered_and_kept_as_a_shutdown_needs() {
 fn the_units_are_restricted_as_the_readme_says() {
     let readme = fs::read_to_string(units().join("../../README.md")).unwrap();
     for unit in SERVICES {
-        let mut command = Command::new("systemd-analyze");
-        let Ok(output) = command.args(["security", "--offline=true"]).arg(units().join(unit)).output() else {
+        let path = units().join(unit);
+        let Some(output) = if_here(cmd!(shell("."), "systemd-analyze security --offline=true {path}")) else {
             println!("SKIPPED, no systemd-analyze");
             return;
         };

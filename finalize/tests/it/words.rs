@@ -10,7 +10,10 @@ use std::{
 use finalize::{boot::Loader, layout};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::machine::{Machine, id};
+use crate::{
+    machine::{Machine, id},
+    programs::ok,
+};
 
 fn configured(machine: &Machine, args: &[&str], config: &str) -> Command {
     machine.files("vendor", &[("config.toml", config)]);
@@ -212,11 +215,7 @@ fn a_finalized_deployment_that_boots_late_is_reported_and_cleaned_up() {
     let original = machine.state("b").join(layout::ETC_ORIG);
     assert!(original.exists());
     machine.reboot();
-    let report = || {
-        let output = machine.command_after(&format!("composefs={}", id("b")), &["report"]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        text(&output.stdout)
-    };
+    let report = || ok(machine.command_after(&format!("composefs={}", id("b")), &["report"]));
     assert!(report().contains("the finalized deployment bbbbbbbbbbbb has booted"));
     assert!(!original.exists());
     assert_eq!(record(&machine)["next_boot"]["booted"], id("b").as_str());
@@ -241,9 +240,7 @@ fn a_record_of_a_newer_version_is_reported_on_and_kept() {
         newer["sealed_by"] = "somebody".into();
         machine.files("sysroot", &[(layout::RECORD, &newer.to_string())]);
         let cmdline = format!("composefs={}", id(booted));
-        let output = machine.command_after(&cmdline, &["report"]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let said = text(&output.stdout);
+        let said = ok(machine.command_after(&cmdline, &["report"]));
         assert!(said.contains(if booted == "b" { "has booted" } else { "ended at step seal" }), "{said}");
         assert_eq!(machine.state("b").join(layout::ETC_ORIG).exists(), booted == "a");
         let after = record(&machine);

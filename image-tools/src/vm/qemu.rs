@@ -36,7 +36,7 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
     if let Some(socket) = &machine.monitor {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
     }
-    blockdev(&mut command, &disk(machine, scratch)?);
+    command.arg("-blockdev").arg(disk(machine, scratch)?.to_string());
     // A guest must not be told of the host's troubles: whatever it makes of them is no result.
     command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1,werror=stop,rerror=stop"]);
     if let Some(port) = machine.ssh {
@@ -77,23 +77,23 @@ pub fn firmware_under_kvm(arch: &Arch, scratch: &Path) -> Result<Command> {
 
 /// A machine without anything but firmware, console and monitor.
 fn firmware(qemu: &Qemu, accel: Accel, vars: &Path, scratch: &Path) -> Result<Command> {
-    let mut command = Command::new(STARTER);
-    command.args(["--pdeathsig", "KILL", qemu.program]);
-    command.arg("-machine").arg(format!("{},pflash0=code,pflash1=vars", qemu.machine));
-    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-    match accel {
-        Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-        Accel::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", qemu.processor]),
+    let (accel, processor) = match accel {
+        Accel::Kvm => ("kvm", "host"),
+        Accel::Tcg => ("tcg,thread=multi", qemu.processor),
     };
-    // The guest's kernel can say that it has panicked.
-    command.args(["-serial", "stdio", "-device", qemu.panic]);
-    command.arg("-qmp").arg(format!("unix:{},server=off", scratch.join("qmp").display()));
-    let code =
-        json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file(Path::new(qemu.firmware)) });
-    blockdev(&mut command, &code);
-    let vars = json!({ "driver": format_of(vars)?, "node-name": "vars", "file": file(vars) });
-    blockdev(&mut command, &vars);
-    Ok(command)
+    let file_of_code = file(Path::new(qemu.firmware));
+    let code = json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file_of_code }).to_string();
+    let vars = json!({ "driver": format_of(vars)?, "node-name": "vars", "file": file(vars) }).to_string();
+    // The guest's kernel can say by `panic` that it has panicked.
+    let Qemu { program, machine, panic, .. } = qemu;
+    let (shell, qmp) = (program::shell()?, scratch.join("qmp"));
+    let command = cmd!(
+        shell,
+        "{STARTER} --pdeathsig KILL {program} -machine {machine},pflash0=code,pflash1=vars
+         -nodefaults -no-user-config -display none -accel {accel} -cpu {processor} -serial stdio -device {panic}
+         -qmp unix:{qmp},server=off -blockdev {code} -blockdev {vars}"
+    );
+    Ok(command.into())
 }
 
 /// The node `disk`: the image, an overlay that is dropped, or the image with a log of its writes.
@@ -117,10 +117,6 @@ fn disk(machine: &Machine, scratch: &Path) -> Result<Value> {
 
 fn file(path: &Path) -> Value {
     json!({ "driver": "file", "filename": path })
-}
-
-fn blockdev(command: &mut Command, node: &Value) {
-    command.arg("-blockdev").arg(node.to_string());
 }
 
 /// The firmware's variables: the given file, made from the firmware's own at first; without one, a copy for this run.

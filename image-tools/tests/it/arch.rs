@@ -5,7 +5,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use image_tools::{inspect::table, program};
@@ -14,7 +13,7 @@ use xshell::cmd;
 use crate::{
     boot_paths::uki,
     build::inspect,
-    layout::{PROGRAM, build, run, system, write, write_for},
+    layout::{PROGRAM, build, ok, run, shell, system, write, write_for},
 };
 
 /// The system for an architecture, with all boot loaders under its names.
@@ -43,8 +42,7 @@ fn arm64() -> Vec<(String, Vec<u8>)> {
 fn arm64_disk(dir: &Path, more: &[&str]) -> PathBuf {
     let (layout, disk) = (dir.join("layout"), dir.join("disk"));
     write_for("arm64", &layout, &arm64());
-    let output = build(&layout, None, &disk, more);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(build(&layout, None, &disk, more));
     disk
 }
 
@@ -113,8 +111,7 @@ fn an_image_is_sealed_for_its_machine() {
     let said = fs::read_to_string(path("said")).unwrap();
     assert!(said.contains(" quiet console=ttyAMA0 --os-release") && said.ends_with("MZ the stub"), "{said}");
     let disk = dir.path().join("disk");
-    let output = build(&dir.path().join("sealed"), None, &disk, &["--boot-type", "uki"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(build(&dir.path().join("sealed"), None, &disk, &["--boot-type", "uki"]));
     assert_eq!(inspect(&disk).0["wrong"], serde_json::json!([]));
 }
 
@@ -184,9 +181,9 @@ fn booted(dir: &Path, disk: &Path, more: &[&str]) -> String {
     }
     fs::write(dir.join("vars"), "").unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let mut command = Command::new(PROGRAM);
-    let arguments = ["boot", disk.to_str().unwrap(), "--quiet", "--accel", "tcg", "--vars", "vars", "--timeout", "60"];
-    let output = command.args(arguments).args(more).env("PATH", path).current_dir(dir).output().unwrap();
+    let shell = shell(dir);
+    let boot = cmd!(shell, "{PROGRAM} boot {disk} --quiet --accel tcg --vars vars --timeout 60 {more...}");
+    let output = program::output(boot.env("PATH", path)).unwrap();
     String::from_utf8(output.stderr).unwrap()
 }
 

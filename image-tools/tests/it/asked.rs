@@ -6,13 +6,12 @@ use tar::EntryType;
 
 use crate::{
     build::root,
-    layout::{Layer, archive, build, entries, entry, image, index, link, system, write},
+    layout::{Layer, archive, build, entries, entry, image, index, link, ok, shell, system, write},
 };
 
 fn built(dir: &Path, name: &str, more: &[&str]) -> (Vec<u8>, serde_json::Value) {
     let disk = dir.join(name);
-    let output = build(&dir.join("layout"), None, &disk, more);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = ok(build(&dir.join("layout"), None, &disk, more));
     (fs::read(disk).unwrap(), serde_json::from_slice(&output.stdout).unwrap())
 }
 
@@ -236,8 +235,7 @@ fn a_host_without_room_is_refused_before_the_disk_is_begun() {
     let script =
         "set -e; mkdir small; mount -t tmpfs -o size=20m none small; cp -f /dev/null started; exec \"$0\" \"$@\"";
     let program = crate::layout::PROGRAM;
-    let shell = image_tools::program::shell().unwrap();
-    shell.change_dir(dir.path());
+    let shell = shell(dir.path());
     let build = ["build", "--image", "oci:layout", "--output", "small/disk", "--format", "qcow2"];
     let output = xshell::cmd!(shell, "unshare --mount sh -c {script} {program} {build...}");
     let output = image_tools::program::output(output).unwrap();

@@ -7,7 +7,7 @@ use xshell::cmd;
 
 use crate::{
     build::inspect,
-    layout::{build, run, system, write},
+    layout::{build, ok, run, system, write},
 };
 
 const GRUB: &str = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi";
@@ -50,8 +50,7 @@ pub fn uki(command_line: &str) -> Vec<u8> {
 }
 
 fn digest(dir: &Path) -> String {
-    let output = run(&["digest", &format!("oci:{}", dir.display())]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = ok(run(&["digest", &format!("oci:{}", dir.display())]));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -206,8 +205,7 @@ fn what_grub_can_do_decides_how_it_gets_its_entries() {
         let mut files = version("1");
         files.extend(modules[..has].iter().map(|path| ((*path).to_owned(), b"a module".to_vec())));
         write(&layout, &files);
-        let output = build(&layout, None, &disk, &["--bootloader", "grub", "--boot-partition", "--size", "1600"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ok(build(&layout, None, &disk, &["--bootloader", "grub", "--boot-partition", "--size", "1600"]));
         // The boot partition lies behind the ESP.
         let (shell, image) = (program::shell().unwrap(), format!("{}?offset={}", disk.display(), 513 << 20));
         let config = cmd!(shell, "debugfs -R 'cat grub2/grub.cfg' {image}").read().unwrap();

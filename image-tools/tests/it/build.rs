@@ -10,7 +10,7 @@ use std::{
 use image_tools::{inspect::table, program, sparse};
 use xshell::cmd;
 
-use crate::layout::{self, Layer, archive, build, entries, image, index, link, run, system, write};
+use crate::layout::{self, Layer, PROGRAM, archive, build, entries, image, index, link, ok, run, system, write};
 
 fn two_versions(dir: &Path) {
     write(&dir.join("one"), &system());
@@ -23,8 +23,7 @@ fn two_versions(dir: &Path) {
 fn one_disk(dir: &Path) -> PathBuf {
     two_versions(dir);
     let disk = dir.join("disk");
-    let output = build(&dir.join("one"), None, &disk, &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(build(&dir.join("one"), None, &disk, &[]));
     disk
 }
 
@@ -43,8 +42,7 @@ fn a_disk_with_a_staged_deployment_is_whole_in_every_format() {
     let mut seen = vec![];
     for (name, format) in [("a", "raw"), ("b", "qcow2")] {
         let disk = dir.path().join(name);
-        let output = build(&one, Some(&two), &disk, &["--format", format, "--seed", "x"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ok(build(&one, Some(&two), &disk, &["--format", format, "--seed", "x"]));
         let (report, code) = inspect(&disk);
         assert_eq!((&report["wrong"], code), (&serde_json::json!([]), Some(0)), "{format}");
         assert_eq!(report["deployments"].as_array().unwrap().len(), 2);
@@ -66,10 +64,10 @@ fn what_pins_another_entry_is_found() {
     let partitions = inspect(&disk).0["partitions"].clone();
     let esp = partitions.as_array().unwrap().iter().find(|part| part["name"] == "esp").unwrap();
     let image = format!("{}@@{}", disk.display(), esp["start"]);
+    let shell = layout::shell(dir.path());
     let put = |text: &str, path: &str| {
         fs::write(dir.path().join("text"), text).unwrap();
-        let mut mcopy = std::process::Command::new("mcopy");
-        assert!(mcopy.args(["-o", "-i", &image]).arg(dir.path().join("text")).arg(path).status().unwrap().success());
+        program::run(cmd!(shell, "mcopy -o -i {image} text {path}")).unwrap();
     };
     put("title Other\nlinux /other\n", "::/loader/entries/other.conf");
     assert_eq!(inspect(&disk).0["wrong"], serde_json::json!([]), "the last of the menu");
@@ -102,8 +100,7 @@ fn a_large_file_is_sealed_and_its_holes_stay_holes() {
     files.push(("usr/share/whole".to_owned(), (0..140).flat_map(|_| piece(8)).collect()));
     write(dir.path(), &files);
     let disk = dir.path().join("disk");
-    let output = build(dir.path(), None, &disk, &["--size", "2048"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(build(dir.path(), None, &disk, &["--size", "2048"]));
     let (report, code) = inspect(&disk);
     assert_eq!((&report["wrong"], code), (&serde_json::json!([]), Some(0)));
     let mib = disk.metadata().unwrap().blocks() / 2048;
@@ -119,13 +116,9 @@ fn a_signal_leaves_nothing_behind() {
     fs::write(&program, "#!/bin/sh\ncp /dev/null \"$0.started\"\nexec cat\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
-    let mut child = Command::new(env!("CARGO_BIN_EXE_image-tools"))
-        .args(["build", "--image", "oci:one", "--output", "disk"])
-        .current_dir(dir.path())
-        .env("PATH", path)
-        .env("TMPDIR", tmp.path())
-        .spawn()
-        .unwrap();
+    let shell = layout::shell(dir.path());
+    let build = cmd!(shell, "{PROGRAM} build --image oci:one --output disk").env("PATH", path);
+    let mut child = Command::from(build.env("TMPDIR", tmp.path())).spawn().unwrap();
     while !dir.path().join("mke2fs.started").exists() {
         assert_eq!(child.try_wait().unwrap(), None);
         std::thread::yield_now();
@@ -170,8 +163,7 @@ fn links_in_etc_lead_where_the_image_has_them_byte_for_byte() {
     let [base, links] = layers;
     index(dir.path(), &[image(dir.path(), &[base, links, Layer::plain(tar.into_inner().unwrap())], "amd64")]);
     let disk = dir.path().join("disk");
-    let output = layout::build(dir.path(), None, &disk, &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(layout::build(dir.path(), None, &disk, &[]));
     let (ext4, etc) = root(dir.path(), &disk);
     let names = (0..targets.len()).map(|n| format!("l{n}")).chain(["long".to_owned()]);
     let found: Vec<_> = names
@@ -195,8 +187,7 @@ fn etc_and_var_have_the_labels_of_the_images_policy() {
     }
     layout::write(dir.path(), &files);
     let disk = dir.path().join("disk");
-    let output = layout::build(dir.path(), None, &disk, &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(layout::build(dir.path(), None, &disk, &[]));
     let (_, etc) = root(dir.path(), &disk);
     for (path, label) in [
         (etc.clone(), "etc_t"),

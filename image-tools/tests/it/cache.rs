@@ -8,7 +8,10 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use crate::layout::{Layer, archive, entries, entry, image, index, system};
+use image_tools::program;
+use xshell::cmd;
+
+use crate::layout::{Layer, PROGRAM, archive, entries, entry, image, index, shell, system};
 
 /// A layout in `dir/image` with two layers, the second of which has a file of 1 MiB and more; the blobs of the layers.
 fn layout(dir: &Path) -> [PathBuf; 2] {
@@ -22,9 +25,9 @@ fn layout(dir: &Path) -> [PathBuf; 2] {
 }
 
 fn start(dir: &Path, output: &str, options: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
-    command.args(["build", "--image", "oci:image", "--seed", "x", "--size", "700", "--output", output]);
-    command.args(options).current_dir(dir).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    let shell = shell(dir);
+    let build = cmd!(shell, "{PROGRAM} build --image oci:image --seed x --size 700 --output {output} {options...}");
+    Command::from(build).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn build(dir: &Path, output: &str) -> Output {
@@ -118,8 +121,8 @@ fn a_build_that_is_killed_leaves_nothing_in_the_cache() {
     let [_, blob] = layout(dir);
     let bytes = fs::read(&blob).unwrap();
     fs::remove_file(&blob).unwrap();
-    let fifo = Command::new("mkfifo").arg(&blob).status().unwrap();
-    assert!(fifo.success());
+    let shell = shell(dir);
+    program::run(cmd!(shell, "mkfifo {blob}")).unwrap();
     let mut child = start(dir, "killed", &["--cache", "cache"]);
     // Once all of that is written, most of it has been read: a fifo holds 64 KiB.
     File::options()

@@ -5,12 +5,11 @@ use std::{fs, path::Path};
 use crate::{
     boot_paths::{uki, version},
     build::inspect,
-    layout::{build, run, write},
+    layout::{build, ok, run, write},
 };
 
 fn digest(dir: &Path, format: &str) -> String {
-    let output = run(&["digest", &format!("oci:{}", dir.display()), "--erofs-format", format]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = ok(run(&["digest", &format!("oci:{}", dir.display()), "--erofs-format", format]));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -35,8 +34,7 @@ fn a_disk_of_either_format_is_whole_and_its_entries_spell_it() {
     let paths: [&[&str]; 3] = [&[], &["--bootloader", "grub"], &["--boot-type", "uki"]];
     for (format, spelling) in [("v1", "composefs.digest=v1-sha512-12:"), ("v2", "composefs=")] {
         for path in paths.iter().filter(|path| format == "v1" || !path.contains(&"uki")) {
-            let output = build(&one, Some(&two), &disk, &[path, &["--erofs-format", format][..]].concat());
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            ok(build(&one, Some(&two), &disk, &[path, &["--erofs-format", format][..]].concat()));
             let (report, code) = inspect(&disk);
             assert_eq!((&report["wrong"], code), (&serde_json::json!([]), Some(0)), "{format} {path:?}");
             let (booted, staged) = (digest(&one, format), digest(&two, format));
@@ -58,8 +56,7 @@ fn what_is_missing_from_a_staged_etc_is_found_in_the_image_of_either_format() {
     let (one, two, disk) = (dir.path().join("one"), dir.path().join("two"), dir.path().join("disk"));
     let shell = image_tools::program::shell().unwrap();
     for format in ["v1", "v2"] {
-        let output = build(&one, Some(&two), &disk, &["--erofs-format", format]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ok(build(&one, Some(&two), &disk, &["--erofs-format", format]));
         let (report, _) = inspect(&disk);
         let (start, staged) = (&report["partitions"][1]["start"], report["staged"].as_str().unwrap());
         let (image, command) =

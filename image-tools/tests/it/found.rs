@@ -8,7 +8,7 @@ use xshell::cmd;
 use crate::{
     boot_paths::{version, write_with_uki},
     build::inspect,
-    layout::{build, system, write},
+    layout::{build, ok, system, write},
     others::{ESP, Parts, ROOT, said},
 };
 
@@ -122,8 +122,7 @@ fn a_mirrored_esp_that_is_no_mirror() {
     let dir = tempfile::tempdir().unwrap();
     write(&dir.path().join("layout"), &system());
     let disk = dir.path().join("disk");
-    let output = build(&dir.path().join("layout"), None, &disk, &["--mirror-esp", "--esp-size", "40", "--size", "300"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(build(&dir.path().join("layout"), None, &disk, &["--mirror-esp", "--esp-size", "40", "--size", "300"]));
     let (text, code) = said(&disk, &["--check"]);
     assert_eq!(code, Some(0), "{text}");
     let (shell, mirror) = (program::shell().unwrap(), format!("{}@@41M", disk.display()));

@@ -17,7 +17,7 @@ use image_tools::{
 use tar::EntryType::{self, Directory, Fifo, Link, Regular, Symlink};
 use xshell::cmd;
 
-use crate::layout::{Layer, archive, entries, entry, image, index, link, system};
+use crate::layout::{Layer, archive, entries, entry, image, index, link, shell, system};
 
 type Entries = Vec<(tar::Header, Vec<u8>)>;
 
@@ -224,8 +224,7 @@ fn what_is_no_entry_of_an_image_is_refused_by_name() {
 #[test]
 fn a_file_with_holes_is_whole_in_every_form_of_it() {
     let dir = tempfile::tempdir().unwrap();
-    let shell = program::shell().unwrap();
-    shell.change_dir(dir.path());
+    let shell = shell(dir.path());
     std::fs::create_dir(dir.path().join("t")).unwrap();
     let file = std::fs::File::create(dir.path().join("t/holes")).unwrap();
     let mut wanted = vec![0; 70_000_000];

@@ -9,7 +9,7 @@ use std::{
 
 use image_tools::program;
 use sha2::{Digest, Sha256};
-use xshell::cmd;
+use xshell::{Shell, cmd};
 
 /// Files of the system: path and content.
 pub fn system() -> Vec<(String, Vec<u8>)> {
@@ -143,6 +143,20 @@ pub fn layer(dir: &Path) -> PathBuf {
 }
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_image-tools");
+
+/// Where programs are run in a directory.
+pub fn shell(dir: &Path) -> Shell {
+    let shell = program::shell().unwrap();
+    shell.change_dir(dir);
+    shell
+}
+
+/// What a program that must succeed has done.
+#[track_caller]
+pub fn ok(output: Output) -> Output {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
 
 pub fn run(args: &[&str]) -> Output {
     let shell = program::shell().unwrap();

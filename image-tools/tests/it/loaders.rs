@@ -9,10 +9,11 @@ mod cases;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use finalize::boot::{Loader, order::Item};
+use image_tools::program;
+use xshell::cmd;
 
 use self::cases::{CASES, Case};
 use crate::vm::Bench;
@@ -25,17 +26,13 @@ struct Said {
 }
 
 /// Assembles a program for the firmware; `driver` is one that stays in memory.
-fn program(to: &str, driver: &[&str]) {
+fn assemble(to: &str, driver: &[&str]) {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/loaders/programs.S");
     let object = format!("{to}.o");
-    run("gcc", &[&["-c", source, "-o", &object], driver].concat());
-    run("objcopy", &["-O", "binary", "-j", ".text", &object, to]);
+    let shell = program::shell().unwrap();
+    program::run(cmd!(shell, "gcc -c {source} -o {object} {driver...}")).unwrap();
+    program::run(cmd!(shell, "objcopy -O binary -j .text {object} {to}")).unwrap();
     fs::remove_file(object).unwrap();
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program}: {output:?}");
 }
 
 /// The shell's lines that set a variable of the Boot Loader Interface, or remove it.
@@ -62,14 +59,13 @@ fn start(loader: &Path, cases: &[&Case]) -> Vec<Said> {
         fs::rename(bench.path(&format!("files{at}/loader")), bench.path(&format!("case{at}"))).unwrap();
     }
     fs::create_dir(bench.path("k")).unwrap();
-    program(&bench.path("k/v"), &[]);
-    program(&bench.path("quick.efi"), &["-DDRIVER"]);
+    assemble(&bench.path("k/v"), &[]);
+    assemble(&bench.path("quick.efi"), &["-DDRIVER"]);
     fs::copy(loader, bench.path("boot.efi")).unwrap();
     let mut files: Vec<_> = (0..cases.len()).map(|at| bench.path(&format!("case{at}"))).collect();
     files.extend(["k", "quick.efi", "boot.efi"].map(|name| bench.path(name)));
-    let files = files.iter().map(String::as_str);
-    let disk = bench.path("disk");
-    run("mcopy", &["-s", "-i", &disk].into_iter().chain(files).chain(["::"]).collect::<Vec<_>>());
+    let (shell, disk) = (program::shell().unwrap(), bench.path("disk"));
+    program::run(cmd!(shell, "mcopy -s -i {disk} {files...} ::")).unwrap();
     let output = bench.boot(&["--timeout", "90", "--until", "all cases are done", "--", "true"]);
     let console = String::from_utf8_lossy(&fs::read(bench.path("log")).unwrap()).into_owned();
     assert!(output.status.success(), "{}\n{console}", String::from_utf8_lossy(&output.stderr));
@@ -172,7 +168,8 @@ fn boots_without_a_generated_menu(loader: &Path, spelling: &str) {
     fs::create_dir(bench.path("EFI/BOOT")).unwrap();
     fs::copy(loader, bench.path("EFI/BOOT/BOOTX64.EFI")).unwrap();
     let [disk, efi, entries, kernel] = ["disk", "EFI", "loader", "bootc_composefs-ef01"].map(|name| bench.path(name));
-    run("mcopy", &["-s", "-i", &disk, &efi, &entries, &kernel, "::"]);
+    let shell = program::shell().unwrap();
+    program::run(cmd!(shell, "mcopy -s -i {disk} {efi} {entries} {kernel} ::")).unwrap();
     let output = bench.boot(&["--timeout", "60", "--until", "invalid magic number", "--save", &bench.path("saved")]);
     let console = String::from_utf8_lossy(&fs::read(bench.path("log")).unwrap()).into_owned();
     assert!(output.status.success(), "{}\n{console}", String::from_utf8_lossy(&output.stderr));

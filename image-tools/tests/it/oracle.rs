@@ -34,7 +34,7 @@ use sha2::{Digest, Sha256};
 use tar::EntryType;
 use xshell::cmd;
 
-use crate::layout::{Layer, archive, entries, entry, image, index, link, system};
+use crate::layout::{Layer, archive, entries, entry, image, index, link, ok, system};
 
 /// What is drawn from unless `ORACLE_SEED` says something else: the same every time, for what nobody has decided yet is found by
 /// hand, with other seeds and more rounds.
@@ -332,8 +332,7 @@ fn there_is_nothing_on_a_disk_for_composefs_to_collect() {
         layout
     });
     let disk = dir.path().join("disk");
-    let output = crate::layout::build(&one, Some(&two), &disk, &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(crate::layout::build(&one, Some(&two), &disk, &[]));
     let part = image_tools::inspect::table::read(&disk).unwrap().into_iter().find(|part| part.name == "root").unwrap();
     let root = dir.path().join("root");
     image_tools::sparse::part(&disk, part.start..part.start + part.size, &root).unwrap();

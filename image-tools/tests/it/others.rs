@@ -12,7 +12,7 @@ use xshell::{Shell, cmd};
 
 use crate::{
     build::inspect,
-    layout::{build, run, system, write},
+    layout::{build, ok, run, system, write},
 };
 
 const MIB: u64 = 1 << 20;
@@ -39,8 +39,7 @@ impl Parts {
     pub fn of_layout(dir: tempfile::TempDir, more: &[&str]) -> Self {
         let disk = dir.path().join("ours");
         let small = ["--esp-size", "40", "--size", "200"];
-        let output = build(&dir.path().join("layout"), None, &disk, &[&small[..], more].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ok(build(&dir.path().join("layout"), None, &disk, &[&small[..], more].concat()));
         for part in table::read(&disk).unwrap() {
             sparse::part(&disk, part.start..part.start + part.size, &dir.path().join(&part.name)).unwrap();
         }
@@ -310,6 +309,5 @@ fn tools_of_grub_are_needed_for_grub_only() {
         let program = crate::layout::PROGRAM;
         program::output(cmd!(shell, "env PATH={bin} {program} inspect --check {disk}")).unwrap()
     };
-    let output = inspect(&shell);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ok(inspect(&shell));
 }

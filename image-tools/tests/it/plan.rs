@@ -5,7 +5,7 @@ use std::fs;
 use image_tools::program;
 use xshell::cmd;
 
-use crate::layout::{PROGRAM, system, write};
+use crate::layout::{PROGRAM, shell, system, write};
 
 /// The plan of a disk with two deployments; the layouts are named as they are seen from their own directory, for an origin
 /// says where its image came from.
@@ -17,8 +17,7 @@ fn plan(more: &[&str]) -> String {
         files.push(("usr/lib/grub/x86_64-efi/monolithic/grubx64.efi".to_owned(), b"MZ not really".to_vec()));
         write(&dir.path().join(name), &files);
     }
-    let shell = program::shell().unwrap();
-    shell.change_dir(dir.path());
+    let shell = shell(dir.path());
     let build = cmd!(
         shell,
         "{PROGRAM} build --dry-run --image oci:one --stage oci:two --output no/such/disk --size 1600 --seed composefs"
@@ -57,8 +56,7 @@ fn programs_read_it_as_json() {
 fn steps_and_programs_are_shown_when_that_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     write(&dir.path().join("one"), &system());
-    let shell = program::shell().unwrap();
-    shell.change_dir(dir.path());
+    let shell = shell(dir.path());
     let said = |verbose: &[&str]| {
         let build = cmd!(shell, "{PROGRAM} {verbose...} build --image oci:one --output disk --size 1024");
         let output = program::output(build).unwrap();

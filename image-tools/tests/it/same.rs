@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use image_tools::program;
 use xshell::cmd;
 
-use crate::layout::{PROGRAM, system, write};
+use crate::layout::{PROGRAM, shell, system, write};
 
 const FORMATS: [&str; 4] = ["raw", "qcow2", "vmdk", "vhdx"];
 
@@ -30,8 +30,7 @@ fn place() -> tempfile::TempDir {
 const XFS: [&str; 6] = ["--bootloader", "grub", "--boot-partition", "xfs", "--boot-size", "300"];
 
 fn build(dir: &Path, format: &str, before: &[&str]) {
-    let shell = program::shell().unwrap();
-    shell.change_dir(dir);
+    let shell = shell(dir);
     let more = ["--format", format, "--output", &format!("out/{format}")].map(str::to_owned);
     let words =
         cmd!(shell, "env {before...} SOURCE_DATE_EPOCH=1700000000 ./image-tools build --image oci:one --stage oci:two");
@@ -72,8 +71,7 @@ fn every_format_has_the_same_bytes_elsewhere_later_and_by_somebody_else() {
 #[test]
 fn another_seed_is_another_disk_in_every_format() {
     let dir = place();
-    let shell = program::shell().unwrap();
-    shell.change_dir(dir.path());
+    let shell = shell(dir.path());
     let identity = |format: &str, seed: &str| {
         let build = cmd!(
             shell,

@@ -12,7 +12,7 @@ use std::{
 use image_tools::program;
 use xshell::cmd;
 
-use crate::layout::run;
+use crate::layout::{PROGRAM, ok, run, shell};
 
 /// A directory with a disk on it.
 pub struct Bench(tempfile::TempDir);
@@ -60,20 +60,19 @@ impl Bench {
         let mut arguments = self.arguments(more);
         let at = arguments.iter().position(|argument| argument == "tcg").unwrap();
         arguments[at] = accel.to_owned();
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", script])
-            .arg(device)
-            .arg(env!("CARGO_BIN_EXE_image-tools"))
-            .args(arguments);
-        command.current_dir(self.0.path()).env("XDG_RUNTIME_DIR", self.0.path()).output().unwrap()
+        let shell = shell(self.0.path());
+        let boot = cmd!(shell, "unshare --mount sh -c {script} {device} {PROGRAM} {arguments...}");
+        program::output(boot.env("XDG_RUNTIME_DIR", self.0.path())).unwrap()
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let (shell, arguments) = (program::shell().unwrap(), self.arguments(more));
+        cmd!(shell, "{PROGRAM} {arguments...}").into()
     }
 
     /// The program under way: it has said what runs the guest, so QEMU is there.
     fn begin(&self, more: &[&str]) -> (Child, BufReader<impl Read + use<>>) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
-        command.args(self.arguments(more)).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut child = self.command(more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
@@ -136,10 +135,9 @@ fn a_machine_that_somebody_stops_ends_the_program_that_works_with_it() {
     let bench = Bench::empty();
     let arguments =
         ["--monitor", &bench.path("monitor"), "--until", "BdsDxe", "--", "sh", "-c", "echo up >&2; exec cat"];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
+    let mut command = bench.command(&arguments);
     // What the program reads never ends.
-    command.args(bench.arguments(&arguments)).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(said.any(|line| line == "up"));
     let mut monitor = UnixStream::connect(bench.path("monitor")).unwrap();
@@ -165,9 +163,8 @@ fn a_disk_that_cannot_grow_ends_the_wait() {
         cp -f /dev/null started; exec \"$0\" \"$@\"";
     let mut arguments = bench.arguments(&["--until", "copied\r", "--", "true"]);
     arguments[1] = "small/disk".to_owned();
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_image-tools")]).args(arguments);
-    let output = command.current_dir(bench.0.path()).output().unwrap();
+    let shell = shell(bench.0.path());
+    let output = program::output(cmd!(shell, "unshare --mount sh -c {script} {PROGRAM} {arguments...}")).unwrap();
     if !Path::new(&bench.path("started")).exists() {
         println!("SKIPPED, no mount namespace: {}", String::from_utf8_lossy(&output.stderr));
         return;
@@ -184,10 +181,9 @@ fn any_error_of_the_disk_ends_the_wait() {
     let bench = Bench::with_shell(&["fs0:", "echo copying", "cp big more", "echo copied"]);
     // In blocks of 512 bytes: the disk has 16 MiB, of which its first file takes four.
     let script = "trap '' XFSZ; ulimit -f 9000; exec \"$0\" \"$@\"";
-    let mut command = Command::new("sh");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_image-tools")]);
-    command.args(bench.arguments(&["--until", "copied\r", "--timeout", "60", "--", "true"]));
-    let output = command.output().unwrap();
+    let arguments = bench.arguments(&["--until", "copied\r", "--timeout", "60", "--", "true"]);
+    let shell = program::shell().unwrap();
+    let output = program::output(cmd!(shell, "sh -c {script} {PROGRAM} {arguments...}")).unwrap();
     assert_failed(&output, &["its disk cannot be written to: File too large", "QEMU's state: io-error", "copying"]);
 }
 
@@ -261,13 +257,13 @@ fn a_device_that_is_no_kvm_is_passed_over_with_the_reason() {
 #[test]
 fn the_device_of_this_machine_is_asked_by_a_guest_and_once() {
     let bench = Bench::empty();
-    let (disk, log) = (bench.path("disk"), bench.path("log"));
+    let shell = shell(bench.0.path());
     let boot = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
-        command.args(["boot", &disk, "--quiet", "--json", "--log", &log, "--memory", "256", "--accel", "auto"]);
-        command.args(["--until", "BdsDxe", "--save", &bench.path("saved")]);
-        let output = command.env("XDG_RUNTIME_DIR", bench.0.path()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let boot = cmd!(
+            shell,
+            "{PROGRAM} boot disk --quiet --json --log log --memory 256 --accel auto --until BdsDxe --save saved"
+        );
+        let output = ok(program::output(boot.env("XDG_RUNTIME_DIR", bench.0.path())).unwrap());
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
     };
     let first = boot();
@@ -320,8 +316,7 @@ fn a_guest_may_start_over_but_not_for_ever_while_words_are_waited_for() {
 #[test]
 fn a_qemu_that_fails_ends_the_program_that_works_with_its_guest() {
     let bench = Bench::empty();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
-    command.args(bench.arguments(&["--until", "BdsDxe", "--", "sh", "-c", "echo up $PPID >&2; exec cat"]));
+    let mut command = bench.command(&["--until", "BdsDxe", "--", "sh", "-c", "echo up $PPID >&2; exec cat"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(said.any(|line| line.starts_with("up")));
@@ -362,9 +357,8 @@ fn a_start_that_hangs_is_given_up() {
     let shell = program::shell().unwrap();
     program::run(cmd!(shell, "chmod +x {bin}/qemu-system-x86_64")).unwrap();
     let path = format!("{bin}:{}", std::env::var("PATH").unwrap_or_default());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_image-tools"));
-    command.args(bench.arguments(&["--timeout", "1"])).env("PATH", path);
-    assert_failed(&command.output().unwrap(), &["QEMU was started and does not connect"]);
+    let output = bench.command(&["--timeout", "1"]).env("PATH", path).output().unwrap();
+    assert_failed(&output, &["QEMU was started and does not connect"]);
     // A disk without anybody at its other end.
     fs::remove_file(bench.path("disk")).unwrap();
     let disk = bench.path("disk");

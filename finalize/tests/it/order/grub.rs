@@ -8,11 +8,13 @@ use std::{
 };
 
 use finalize::boot::{Loader, entries::Entries, grub::menuentries, order::Item};
+use xshell::cmd;
 
 use super::{
     cases::{CASES, Case},
     tools,
 };
+use crate::programs::shell;
 
 /// What makes a menu of the entries.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,9 +52,8 @@ impl<'a> Scene<'a> {
         // It wants a terminal that has a size, and this ends with its standard input.
         let program = format!("chroot {} grub-emu-lite -r host -d {}", self.root.display(), self.at);
         let run = format!("stty rows 60 cols 80; TERM=vt100 exec timeout --foreground --signal KILL 30 {program}");
-        let mut command = Command::new("script");
-        command.args(["-qfc", &run, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut script = Command::from(cmd!(shell("."), "script -qfc {run} /dev/null"));
+        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (mut screen, mut buffer) = (Vec::new(), [0; 4096]);
         let mut stdout = child.stdout.take().unwrap();
         let mut found = vec![];
