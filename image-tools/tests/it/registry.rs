@@ -149,6 +149,20 @@ fn only_what_is_missing_is_fetched_and_the_machine_follows_the_registry() {
     assert!(origin.contains(&format!("= ostree-unverified-image:{v2}\n")), "{origin}");
 }
 
+/// Docker's own manifests are in no registry as OCI has them; skopeo converts them.
+#[test]
+fn an_image_in_dockers_format_is_staged() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((machine, registry)) = machine(dir.path()) else { return };
+    let (from, to) = (format!("oci:{}", dir.path().join("v2").display()), registry.name("docker"));
+    let shell = &registry.shell;
+    program::run(cmd!(shell, "skopeo copy --format v2s2 --dest-tls-verify=false {from} {to}")).unwrap();
+    let staged = machine.stage_from(shell, &[&to]);
+    assert!(staged.status.success(), "{}", said(&staged));
+    let again = machine.stage_from(shell, &[&to]);
+    assert!(said(&again).contains("is staged already"), "{}", said(&again));
+}
+
 #[test]
 fn a_blob_that_is_not_whole_stages_nothing() {
     let dir = tempfile::tempdir().unwrap();

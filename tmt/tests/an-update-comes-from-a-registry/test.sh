@@ -38,4 +38,5 @@ is "the fallback" "$(fallback)" "$(noted was-booted)"
 is "the outcome" "$(recorded outcome)" finalized
 is "a local change" "$(cat /etc/registry.conf)" "from = here"
 has "what it comes from" "$(cat "$(state "$(booted)")"/*.origin)" "$image"
-has "asked again" "$(image-tools stage --check)" "is what this machine runs"
+systemctl start image-tools-stage.service
+has "the unit" "$(journalctl -b -u image-tools-stage -o cat)" "is what this machine runs"
