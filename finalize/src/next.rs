@@ -83,6 +83,18 @@ impl Next {
         }
     }
 
+    /// A sentence for a rollback to `to` that failed.
+    pub fn after_rollback(&self, to: &DeploymentId) -> String {
+        let failed = format!("the rollback to {} failed", to.short());
+        match self {
+            Self::Is(next) if next == to => format!("the rollback to {} did not complete, but it boots next", to.short()),
+            Self::Is(next) => format!("{failed}, {} boots next", next.short()),
+            Self::Other(name) => format!("{failed}, {name} boots next, which is no deployment"),
+            Self::Differs => format!("{failed}, which deployment boots next depends on the disk that is started"),
+            Self::Undecided | Self::Unknown(_) => format!("{failed}, what boots next is not known: see composefs-finalize status"),
+        }
+    }
+
     /// A sentence for the failure of the finalization that `record` tells of.
     pub fn after_failure(&self, record: &Record) -> String {
         let failed = match &record.to {

@@ -14,6 +14,7 @@ use crate::{
     outcome::Outcome,
     prepare, preview,
     record::{Ending, Step},
+    rollback,
     staged::Marker,
     status::Status,
     stop::{Limit, Stop},
@@ -135,6 +136,10 @@ fn in_time(host: &Host) -> Result<Stop> {
 ///
 /// Those of [`arm::report`].
 pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
+    match rollback::recover(host, &in_time(host)?) {
+        Ok(said) => said.iter().for_each(|text| tell(out, UNFINISHED, Weight::Warning, text)),
+        Err(error) => tracing::warn!("{error:#}; the next boot tries again"),
+    }
     let Report { verdict, left } = arm::report(host, &in_time(host)?)?;
     for error in left {
         tracing::warn!("{error:#}; the next boot tries again");

@@ -78,7 +78,7 @@ pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
 }
 
 /// The specification's $BOOT where it is not the ESP: a boot partition with entries, as typed or by its type.
-fn boot_of_systemd_boot(host: &Host) -> Result<Option<Dir>> {
+pub(super) fn boot_of_systemd_boot(host: &Host) -> Result<Option<Dir>> {
     if let Some(path) = &host.ambient.boot {
         return opened(host, path).map(Some);
     }
