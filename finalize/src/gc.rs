@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use self::{
     named::{Named, names},
-    repository::{Objects, Reached, STREAMS, Store, Streams, TAG, unreached},
+    repository::{Objects, Reached, STREAMS, Store, Streams, TAG, image_object, unreached},
 };
 use crate::{
     boot::bls::id_of_uki,
@@ -115,7 +115,8 @@ pub fn look(host: &Host) -> Result<Result<Collected, Error>> {
     let mut objects = Objects::default();
     if let Some(store) = &found.store {
         for name in staying_images(host, &found.garbage)? {
-            store.add_image(&name, &mut found.reached)?;
+            found.reached.objects.extend(image_object(&host.sysroot, &name));
+            found.reached.objects.extend(store.image(&name)?);
         }
         objects = unreached(&host.sysroot, &found.reached)?;
     }
@@ -202,7 +203,12 @@ fn find(host: &Host) -> Result<Result<Found, Error>> {
         let names: Vec<_> = live_tags.iter().map(|(_, name)| name.as_str()).chain(extra.iter().map(String::as_str)).collect();
         reached = store.reach(&streams, &names)?;
     }
-    for id in images.iter().filter(|id| reached.objects.contains(id.as_str()) && !kept.contains_key(*id)).collect::<Vec<_>>() {
+    let is_reached =
+        |id: &DeploymentId| image_object(sysroot, id.as_str()).is_some_and(|object| reached.objects.contains(&object));
+    for id in images.iter().filter(|id| is_reached(id)) {
+        if kept.contains_key(id) {
+            continue;
+        }
         kept.insert(id.clone(), vec![Why::Tagged]);
     }
     let stays = |id: &DeploymentId| kept.get(id).is_some_and(|why| *why != [Why::Tagged]);

@@ -146,7 +146,11 @@ pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
     }
     let text = verdict.to_string();
     match verdict {
-        Verdict::Nothing | Verdict::NotRestarted(_) | Verdict::Merged(_) | Verdict::Waiting(_) => say(out, &text),
+        Verdict::Nothing
+        | Verdict::NotRestarted(_)
+        | Verdict::RolledBack(_)
+        | Verdict::Merged(_)
+        | Verdict::Waiting(_) => say(out, &text),
         Verdict::Booted(_) => tell(out, BOOTED, Weight::Info, &text),
         Verdict::NotBooted(_) => tell(out, NOT_BOOTED, Weight::Warning, &text),
         Verdict::Unfinished { .. } => tell(out, UNFINISHED, Weight::Warning, &text),

@@ -19,7 +19,7 @@ use rustix::{
 use serde::Serialize;
 
 use super::named::names;
-use crate::{digest::DeploymentId, layout::REPOSITORY};
+use crate::{digest::DeploymentId, layout::{IMAGES, REPOSITORY, REPOSITORY_META}};
 
 /// Where bootc, and we, tag the manifest of an image that is a deployment: the manifest's digest follows.
 pub const TAG: &str = "refs/oci/localhost%2Fbootc-";
@@ -77,6 +77,12 @@ impl Streams {
     }
 }
 
+/// The object that the image `name` leads to; nothing where it leads to none.
+pub fn image_object(sysroot: &Dir, name: &str) -> Option<String> {
+    let target = sysroot.read_link_contents(format!("{IMAGES}/{name}")).ok()?;
+    object_of(&target.to_string_lossy())
+}
+
 /// The digest in a link to an object: `../objects/ab/cdef…`.
 fn object_of(target: &str) -> Option<String> {
     let (above, rest) = target.rsplit_once('/')?;
@@ -102,8 +108,8 @@ pub trait Store {
     /// What the streams `roots` reach, themselves among it.
     fn reach(&self, streams: &Streams, roots: &[&str]) -> Result<Reached>;
 
-    /// Adds what the image `name` is made of.
-    fn add_image(&self, name: &str, reached: &mut Reached) -> Result<()>;
+    /// The objects that the image `name` is made of, without its own.
+    fn image(&self, name: &str) -> Result<Vec<String>>;
 
     /// composefs' own collection, with these streams and images as roots beside those that references name.
     fn collect(&self, roots: &[&str]) -> Result<Objects>;
@@ -127,7 +133,7 @@ pub fn open(sysroot: &Dir, id: &DeploymentId) -> Result<Option<Box<dyn Store>>> 
             Err(error) => Err(error).with_context(|| format!("opening the repository {REPOSITORY}")),
         }
     }
-    if !sysroot.exists(crate::layout::REPOSITORY_META) {
+    if !sysroot.exists(REPOSITORY_META) {
         return Ok(None);
     }
     match id.as_str().len() {
@@ -165,11 +171,9 @@ impl<H: FsVerityHashValue> Store for Repository<H> {
         Ok(reached)
     }
 
-    fn add_image(&self, name: &str, reached: &mut Reached) -> Result<()> {
+    fn image(&self, name: &str) -> Result<Vec<String>> {
         let objects = self.objects_for_image(name).with_context(|| format!("reading the image {name}"))?;
-        reached.objects.extend(objects.iter().map(FsVerityHashValue::to_hex));
-        reached.objects.insert(name.to_owned());
-        Ok(())
+        Ok(objects.iter().map(FsVerityHashValue::to_hex).collect())
     }
 
     fn collect(&self, roots: &[&str]) -> Result<Objects> {
