@@ -124,6 +124,7 @@ fn plan(host: &Host, wanted: Option<&str>, stop: &Stop) -> Result<Result<Plan, R
         };
         let wanted = Wanted { id: &to, digest: deployment.origin.boot_digest.as_deref(), stop };
         if let Err(error) = place.verify(&entry, &wanted) {
+            stop.check()?;
             return refuse(error.context(format!("{} would not boot", to.short())));
         }
         is_first &= place.deployments()?.first() == Some(&to);

@@ -73,6 +73,35 @@ impl Place {
         }
     }
 
+    /// The same among those that are staged.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    pub fn staged_entry(&self, id: &DeploymentId) -> Result<Option<Booting>> {
+        match self {
+            Self::Menu { grub, .. } => {
+                let menu = user_cfg::read(grub, USER_CFG_STAGED).context("reading grub2/user.cfg.staged")?;
+                Ok(menu.unwrap_or_default().menuentry(id).and_then(|text| Booting::of_menu(&text, id)))
+            }
+            Self::Entries(place) => {
+                let Ok(loader) = place.loader_dir() else { return Ok(None) };
+                let staged = Entries::read(&loader, ENTRIES_STAGED).context("reading loader/entries.staged")?;
+                let staged = staged.unwrap_or_default();
+                Ok(staged.of_deployment(place.loader, id).map(|(_, entry)| Booting::of_entry(place.loader, &entry)))
+            }
+        }
+    }
+
+    /// Whether the files that `entry` boots are there.
+    ///
+    /// # Errors
+    ///
+    /// Names the one that is not.
+    pub fn finds(&self, entry: &Booting) -> Result<()> {
+        self.marks(&entry.boots).map(drop)
+    }
+
     /// The same of a text that was kept.
     pub fn kept_entry(&self, text: &str, id: &DeploymentId) -> Option<Booting> {
         match self {
@@ -90,7 +119,7 @@ impl Place {
     ///
     /// Names the file that is missing or another one; when it is time to stop.
     pub fn verify(&self, entry: &Booting, wanted: &Wanted<'_>) -> Result<()> {
-        self.marks(&entry.boots)?;
+        self.finds(entry)?;
         self.check(&entry.boots, wanted)
     }
 

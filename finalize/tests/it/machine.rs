@@ -116,7 +116,9 @@ impl Machine {
         let state = format!("sysroot/{}", layout::deployment(&id(letter)));
         self.files(&format!("{state}/etc"), etc);
         self.files(&state, &[(&layout::origin(&id(letter)), &format!("[boot]\nboot_type = {}\n", self.boot_type))]);
-        self.files("sysroot/composefs/images", &[(id(letter).as_str(), "an image")]);
+        if self.path("sysroot").join(layout::image(&id(letter))).symlink_metadata().is_err() {
+            self.files("sysroot/composefs/images", &[(id(letter).as_str(), "an image")]);
+        }
         match self.boot_type {
             BootType::Bls => self.files(&self.kernel_dir(letter), &[("vmlinuz", letter), ("initrd", letter)]),
             BootType::Uki => self.files("esp/EFI/Linux/bootc", &[(&layout::uki(&id(letter)), letter)]),
