@@ -40,6 +40,7 @@ mod order;
 mod pins;
 mod prepared;
 mod programs;
+mod status;
 mod tidy;
 mod units;
 mod words;
