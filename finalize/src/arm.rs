@@ -143,7 +143,11 @@ impl fmt::Display for Verdict {
                 f.write_str("chosen in the menu, or the boot loader fell back")
             }
             Self::RolledBack(id) => {
-                write!(f, "{} was finalized and then rolled back: the deployment that was chosen has booted", id.short())
+                write!(
+                    f,
+                    "{} was finalized and then rolled back: the deployment that was chosen has booted",
+                    id.short()
+                )
             }
             Self::NotRestarted(id) => {
                 write!(f, "{} was finalized and boots at the next full reboot; a soft reboot ", id.short())?;

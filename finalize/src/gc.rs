@@ -28,7 +28,8 @@ use crate::{
     digest::DeploymentId,
     host::{Host, roots::roots},
     layout::{
-        self, BOOT_PREFIX, DEPLOYMENTS, EFI_LINUX, EFI_LINUX_BOOTC, FINALIZE_STATE, IMAGES, KERNEL_TRASH, STATE_TRASH, name_of,
+        self, BOOT_PREFIX, DEPLOYMENTS, EFI_LINUX, EFI_LINUX_BOOTC, FINALIZE_STATE, IMAGES, KERNEL_TRASH, STATE_TRASH,
+        name_of,
     },
     lock::Lock,
     pin::Pins,
@@ -145,7 +146,8 @@ pub fn collect(host: &Host, stop: &Stop) -> Result<Result<Collected, Error>> {
     remove_names(&host.sysroot, &found.garbage)?;
     for kernel in &found.garbage.kernels {
         stop.check()?;
-        remove_kernel(&found.roots[kernel.root], kernel).with_context(|| format!("removing {}/{}", kernel.dir, kernel.name))?;
+        remove_kernel(&found.roots[kernel.root], kernel)
+            .with_context(|| format!("removing {}/{}", kernel.dir, kernel.name))?;
     }
     stop.check()?;
     let mut objects = Objects::default();
@@ -189,10 +191,13 @@ fn find(host: &Host) -> Result<Result<Found, Error>> {
     let (manifests, are_known) = manifests(sysroot, kept.keys(), &mut notes)?;
     let store = repository::open(sysroot, &host.booted.id)?;
     if store.is_none() && sysroot.exists(layout::REPOSITORY) {
-        notes.push("the repository has no meta.json, so its objects stay: bootc writes one when it runs next".to_owned());
+        notes.push(
+            "the repository has no meta.json, so its objects stay: bootc writes one when it runs next".to_owned(),
+        );
     }
     let streams = if store.is_some() { Streams::read(sysroot)? } else { Streams::default() };
-    let is_dead = |path: &str| are_known && path.strip_prefix(TAG).is_some_and(|manifest| !manifests.contains(manifest));
+    let is_dead =
+        |path: &str| are_known && path.strip_prefix(TAG).is_some_and(|manifest| !manifests.contains(manifest));
     let (dead_tags, live_tags): (Vec<_>, Vec<_>) = streams.refs.iter().partition(|(path, _)| is_dead(path));
     let extra: Vec<_> = match are_known {
         true => manifests.iter().map(|manifest| format!("oci-manifest-{manifest}")).collect(),
@@ -200,7 +205,8 @@ fn find(host: &Host) -> Result<Result<Found, Error>> {
     };
     let mut reached = Reached::default();
     if let Some(store) = &store {
-        let names: Vec<_> = live_tags.iter().map(|(_, name)| name.as_str()).chain(extra.iter().map(String::as_str)).collect();
+        let names: Vec<_> =
+            live_tags.iter().map(|(_, name)| name.as_str()).chain(extra.iter().map(String::as_str)).collect();
         reached = store.reach(&streams, &names)?;
     }
     let is_reached =

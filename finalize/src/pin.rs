@@ -14,7 +14,7 @@ use crate::{
     host::{Access, Host, place},
     layout::{FINALIZE_STATE, PINS, name_of},
     lock::Lock,
-    staged::BootType,
+    next::booted_kind,
     stop::Stop,
     sys,
 };
@@ -49,7 +49,8 @@ impl Pins {
     pub fn read(sysroot: &Dir) -> Result<Self> {
         let text = sys::file::read(sysroot, PINS).with_context(|| format!("reading {PINS}"))?;
         let Some(text) = text else { return Ok(Self { schema: 1, pins: vec![], other: serde_json::Map::new() }) };
-        serde_json::from_str(&text).with_context(|| format!("reading {PINS}: not a list of pins: remove the file, and pin again"))
+        serde_json::from_str(&text)
+            .with_context(|| format!("reading {PINS}: not a list of pins: remove the file, and pin again"))
     }
 
     /// The pin of deployment `id`.
@@ -109,7 +110,7 @@ pub enum Pinned {
 pub fn pin(host: &Host, text: &str, stop: &Stop) -> Result<Pinned> {
     change(host, stop, |pins| {
         let mut entries = vec![];
-        let booted = Deployment::open(&host.sysroot, &host.booted.id).map_or(BootType::Bls, |it| it.origin.boot_type);
+        let booted = booted_kind(host);
         let places = place::find(host, booted)?;
         for place in &places {
             entries.extend(place.deployments()?);
@@ -138,7 +139,12 @@ pub fn unpin(host: &Host, text: &str, stop: &Stop) -> Result<Pinned> {
     change(host, stop, |pins| {
         let id = match named(text, pins.pins.iter().map(|kept| &kept.deployment)) {
             Ok(id) => id,
-            Err(_) => return Ok(Pinned::Refused(anyhow!("no pinned deployment has an id that begins with {}", text.escape_debug()))),
+            Err(_) => {
+                return Ok(Pinned::Refused(anyhow!(
+                    "no pinned deployment has an id that begins with {}",
+                    text.escape_debug()
+                )));
+            }
         };
         Ok(if pins.remove(&id) { Pinned::Changed(id) } else { Pinned::Unchanged(id) })
     })

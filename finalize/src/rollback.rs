@@ -15,10 +15,10 @@ use crate::{
     host::{Host, menu, pins, place},
     layout::{FINALIZE_STATE, ROLLBACK, STAGED, name_of},
     lock::Lock,
-    next::Next,
+    next::{Next, booted_kind},
     pin::Pins,
     record::{Durably, Ending, Record},
-    staged::{BootType, Marker},
+    staged::Marker,
     stop::Stop,
     sys, unstage,
 };
@@ -89,7 +89,7 @@ fn find(host: &Host, to: &Deployment) -> Result<Vec<Place>> {
 fn plan(host: &Host, wanted: Option<&str>, stop: &Stop) -> Result<Result<Plan, Refused>> {
     let refuse = |error: Error| Ok(Err(Refused(error)));
     let pins = Pins::read(&host.sysroot)?;
-    let booted = Deployment::open(&host.sysroot, &host.booted.id).map_or(BootType::Bls, |it| it.origin.boot_type);
+    let booted = booted_kind(host);
     let mut order = vec![];
     for place in place::find(host, booted)?.iter().rev() {
         order.extend(place.deployments()?);
@@ -101,12 +101,16 @@ fn plan(host: &Host, wanted: Option<&str>, stop: &Stop) -> Result<Result<Plan, R
     let to = match wanted {
         None => match order.iter().find(|id| **id != from) {
             Some(id) => id.clone(),
-            None => return refuse(anyhow!("the boot entries boot {} only: there is nothing to go back to", from.short())),
+            None => {
+                return refuse(anyhow!("the boot entries boot {} only: there is nothing to go back to", from.short()));
+            }
         },
-        Some(text) => match named(text, order.iter().chain(pins.pins.iter().map(|kept| &kept.deployment)).chain(&staged)) {
-            Ok(id) => id,
-            Err(error) => return refuse(error.into()),
-        },
+        Some(text) => {
+            match named(text, order.iter().chain(pins.pins.iter().map(|kept| &kept.deployment)).chain(&staged)) {
+                Ok(id) => id,
+                Err(error) => return refuse(error.into()),
+            }
+        }
     };
     if staged.as_ref() == Some(&to) && !order.contains(&to) {
         return refuse(anyhow!("{} is staged, and boots after the next shutdown finalizes it", to.short()));
@@ -120,7 +124,10 @@ fn plan(host: &Host, wanted: Option<&str>, stop: &Stop) -> Result<Result<Plan, R
     for place in find(host, &deployment)? {
         let entry = place.entry(&to)?.or_else(|| place.kept_entry(kept.as_deref()?, &to));
         let Some(entry) = entry else {
-            return refuse(anyhow!("no boot entry boots {}: only a pinned deployment can come back without one", to.short()));
+            return refuse(anyhow!(
+                "no boot entry boots {}: only a pinned deployment can come back without one",
+                to.short()
+            ));
         };
         let wanted = Wanted { id: &to, digest: deployment.origin.boot_digest.as_deref(), stop };
         if let Err(error) = place.verify(&entry, &wanted) {
@@ -248,7 +255,7 @@ pub fn recover(host: &Host, stop: &Stop) -> Result<Option<String>> {
     // Somebody has staged an update since: what lies in the staged place is that.
     let is_staged = host.marker()?.is_some() || host.sysroot.try_exists(STAGED)?;
     let deployment = marker.as_ref().map(|marker| Deployment::open(&host.sysroot, &marker.depl_id));
-    let kind = deployment.and_then(Result::ok).map_or(BootType::Bls, |it| it.origin.boot_type);
+    let kind = deployment.and_then(Result::ok).map_or_else(|| place::likely_kind(host), |it| it.origin.boot_type);
     for place in place::find(host, kind)? {
         if !is_staged && (place.has_staged() || place.is_in_transit()) {
             swap::settle_live(&place).context("removing what a rollback has left")?;

@@ -124,7 +124,9 @@ impl Status {
         let record = attention.known(Record::read(&host.sysroot)).flatten();
         let booted = attention.known(Deployment::open(&host.sysroot, &host.booted.id));
         let boot_type = booted.map(|booted| booted.origin.boot_type);
-        let places = attention.known(place::find(host, boot_type.unwrap_or(BootType::Bls))).unwrap_or_default();
+        let places = attention
+            .known(place::find(host, boot_type.unwrap_or_else(|| place::likely_kind(host))))
+            .unwrap_or_default();
         let Menu { next, fallback, pinned } = menu(host, &places, &mut attention);
         let pins = attention.known(Pins::read(&host.sysroot));
         look_at_leftovers(host, (&places, staged.as_ref()), &mut attention);
@@ -160,7 +162,9 @@ fn staged(host: &Host, attention: &mut Attention) -> Option<Staged> {
     let outlook = attention.known(Outlook::read(host, &marker.depl_id)).flatten();
     let opened = Deployment::open(&host.sysroot, &marker.depl_id);
     let complete = completeness(&opened);
-    if let Err(error) = opened.map_err(|error| error.context(format!("{} is staged, and is not whole", marker.depl_id.short()))) {
+    if let Err(error) =
+        opened.map_err(|error| error.context(format!("{} is staged, and is not whole", marker.depl_id.short())))
+    {
         attention.fails(&error);
     }
     Some(Staged { complete, id: marker.depl_id, locked: marker.finalization_locked, outlook })

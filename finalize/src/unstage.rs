@@ -16,7 +16,6 @@ use crate::{
     lock::Lock,
     outlook::Outlook,
     pending::{self, Waiting},
-    staged::BootType,
     stop::Stop,
     sys,
 };
@@ -146,7 +145,7 @@ fn places(host: &Host) -> Result<Vec<Place>> {
     let (staged, _) = waiting(host);
     let boot_type = |id: &DeploymentId| Deployment::open(&host.sysroot, id).ok().map(|it| it.origin.boot_type);
     let kind = staged.as_ref().and_then(boot_type).or_else(|| boot_type(&host.booted.id));
-    place::find(host, kind.unwrap_or(BootType::Bls))
+    place::find(host, kind.unwrap_or_else(|| place::likely_kind(host)))
 }
 
 /// UKIs that wait for their names, the older way of staging.

@@ -25,10 +25,11 @@ struct Placed {
 pub fn arranged(live: &Entries, loader: Loader, first: &DeploymentId, kept: Option<&str>) -> Option<Entries> {
     let shown = live.ordered(loader);
     let boots = |(_, entry): &&(&str, Entry)| entry.deployment().as_ref() == Some(first);
-    let (name, primary) = match shown.iter().find(|it| boots(it) && it.0 != TRANSIT).or_else(|| shown.iter().find(boots)) {
-        Some((name, entry)) => (*name, entry.clone()),
-        None => ("", kept?.parse().ok()?),
-    };
+    let (name, primary) =
+        match shown.iter().find(|it| boots(it) && it.0 != TRANSIT).or_else(|| shown.iter().find(boots)) {
+            Some((name, entry)) => (*name, entry.clone()),
+            None => ("", kept?.parse().ok()?),
+        };
     let is_copy = |(other, entry): &&(&str, Entry)| {
         let deployment = entry.deployment();
         // What leads the way in an exchange has another entry to come.
@@ -75,7 +76,8 @@ impl Naming {
         let (name, _) = Counter::split(name);
         let parts = name.strip_prefix("bootc_").and_then(|rest| rest.strip_suffix(".conf")).and_then(|rest| {
             // A name that was made to be the first.
-            let rest = rest.split_once('-').filter(|(os, _)| os.bytes().all(|c| c == b'z')).map_or(rest, |(_, rest)| rest);
+            let rest =
+                rest.split_once('-').filter(|(os, _)| os.bytes().all(|c| c == b'z')).map_or(rest, |(_, rest)| rest);
             let (os, rest) = rest.split_once('-')?;
             Some((os.to_owned(), rest.rsplit_once('-')?.0.to_owned()))
         });
@@ -119,7 +121,9 @@ mod tests {
 
     fn letters(entries: &Entries, loader: Loader) -> String {
         let list = entries.ordered(loader);
-        list.iter().map(|(_, entry)| entry.deployment().map_or('-', |id| char::from(id.as_str().as_bytes()[0]))).collect()
+        list.iter()
+            .map(|(_, entry)| entry.deployment().map_or('-', |id| char::from(id.as_str().as_bytes()[0])))
+            .collect()
     }
 
     fn live(files: &[(&str, String)]) -> Entries {
@@ -171,11 +175,12 @@ mod tests {
             let names: Vec<_> = after.files().map(|(name, _)| name).collect();
             let (wanted, order) = match loader {
                 // GRUB asks for no architecture.
-                Loader::Grub => (
-                    ["bootc_os-9-0.conf", "bootc_os-9-1+2-1.conf", "bootc_os-9-2.conf", "bootc_os-9-3.conf"],
-                    "acbd",
-                ),
-                _ => (["bootc_os-9-0.1.conf", "bootc_os-9-0.conf", "bootc_os-9-1+2-1.conf", "bootc_os-9-2.conf"], "abc"),
+                Loader::Grub => {
+                    (["bootc_os-9-0.conf", "bootc_os-9-1+2-1.conf", "bootc_os-9-2.conf", "bootc_os-9-3.conf"], "acbd")
+                }
+                _ => {
+                    (["bootc_os-9-0.1.conf", "bootc_os-9-0.conf", "bootc_os-9-1+2-1.conf", "bootc_os-9-2.conf"], "abc")
+                }
             };
             assert_eq!((names, letters(&after, loader)), (wanted.to_vec(), order.to_owned()));
         }

@@ -44,7 +44,8 @@ impl Booting {
     }
 
     fn of_menu(text: &str, id: &DeploymentId) -> Option<Self> {
-        let (title, path) = grub::chainloaded(text).into_iter().find(|(_, path)| id_of_uki(path).as_ref() == Some(id))?;
+        let (title, path) =
+            grub::chainloaded(text).into_iter().find(|(_, path)| id_of_uki(path).as_ref() == Some(id))?;
         let title = title.strip_suffix(&format!(": ({id})")).unwrap_or(&title).to_owned();
         Some(Self { text: text.to_owned(), title: Some(title), version: None, boots: vec![path] })
     }
@@ -170,9 +171,9 @@ impl Place {
     pub fn is_in_transit(&self) -> bool {
         match self {
             Self::Menu { .. } => false,
-            Self::Entries(place) => place
-                .loader_dir()
-                .is_ok_and(|loader| loader.symlink_metadata(format!("{ENTRIES}/{TRANSIT}")).is_ok()),
+            Self::Entries(place) => {
+                place.loader_dir().is_ok_and(|loader| loader.symlink_metadata(format!("{ENTRIES}/{TRANSIT}")).is_ok())
+            }
         }
     }
 }

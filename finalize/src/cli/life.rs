@@ -148,7 +148,9 @@ pub fn unstage(form: &Form, out: &mut dyn Write) -> Result<ExitCode> {
     let (host, stop) = form.open()?;
     let found = if form.dry_run { unstage::look(&host)? } else { unstage::unstage(&host, &stop)? };
     let told = match &found {
-        Unstaged::Nothing => Told::new("nothing-to-do", ["nothing is staged".to_owned()], json!({ "deployment": null })),
+        Unstaged::Nothing => {
+            Told::new("nothing-to-do", ["nothing is staged".to_owned()], json!({ "deployment": null }))
+        }
         Unstaged::Update(id) => {
             let text = format!(
                 "the staged update to {} {}; composefs-finalize gc removes what only it has",
@@ -208,7 +210,10 @@ pub fn gc(form: &Form, out: &mut dyn Write) -> Result<ExitCode> {
             let verb = form.verb("removed", "remove");
             let mut text: Vec<_> = garbage.lines().map(|line| format!("{verb} {line}")).collect();
             let (number, bytes) = (objects.number, objects.bytes);
-            text.push(format!("{verb} {number} objects of the repository, {:.1} MiB", bytes as f64 / f64::from(1 << 20)));
+            text.push(format!(
+                "{verb} {number} objects of the repository, {:.1} MiB",
+                bytes as f64 / f64::from(1 << 20)
+            ));
             text.extend(garbage.kept().map(|line| format!("kept {line}")));
             text.extend(notes.iter().map(|note| format!("note: {note}")));
             let outcome = if garbage.is_empty() && number == 0 { "nothing-to-do" } else { form.done() };

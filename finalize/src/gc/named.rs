@@ -116,7 +116,9 @@ fn is_kernel_dir(before: &[u8], after: &[u8]) -> bool {
 /// Those of openat2(2) and getdents(2).
 pub fn names(root: &Dir, path: &str) -> Result<Vec<String>> {
     let dir = match root.open_dir(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(vec![]),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(vec![]);
+        }
         dir => dir.with_context(|| format!("opening {path}"))?,
     };
     let mut names = vec![];

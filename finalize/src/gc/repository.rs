@@ -19,7 +19,10 @@ use rustix::{
 use serde::Serialize;
 
 use super::named::names;
-use crate::{digest::DeploymentId, layout::{IMAGES, REPOSITORY, REPOSITORY_META}};
+use crate::{
+    digest::DeploymentId,
+    layout::{IMAGES, REPOSITORY, REPOSITORY_META},
+};
 
 /// Where bootc, and we, tag the manifest of an image that is a deployment: the manifest's digest follows.
 pub const TAG: &str = "refs/oci/localhost%2Fbootc-";
@@ -160,7 +163,8 @@ impl<H: FsVerityHashValue> Store for Repository<H> {
             if !reached.streams.insert(name.clone()) {
                 continue;
             }
-            let mut stream = self.open_stream(&name, None, None).with_context(|| format!("reading {STREAMS}/{name}"))?;
+            let mut stream =
+                self.open_stream(&name, None, None).with_context(|| format!("reading {STREAMS}/{name}"))?;
             stream.get_object_refs(|id| _ = reached.objects.insert(id.to_hex()))?;
             for (_, id) in stream.iter_named_refs() {
                 let id = id.to_hex();

@@ -46,6 +46,15 @@ pub fn loader(host: &Host) -> Result<Loader> {
     }
 }
 
+/// How the deployments of this machine boot, by what its boot file system has; for where no origin says it.
+pub fn likely_kind(host: &Host) -> BootType {
+    let has = |boot: &Dir, path: &str| boot.symlink_metadata(path).is_ok();
+    match boot_dir(host) {
+        Ok((_, boot)) if has(&boot, "grub2/user.cfg") && !has(&boot, "loader/entries") => BootType::Uki,
+        _ => BootType::Bls,
+    }
+}
+
 /// All places with entries of this machine, the one that booted last.
 ///
 /// # Errors

@@ -97,7 +97,18 @@ impl Deployed {
             None => (None, None, None),
         };
         let verity_required = verity.map(|verity| verity == Verity::Required);
-        Self { id, roles, title, version, image_reference, manifest_digest, boot_type, boots, verity_required, complete }
+        Self {
+            id,
+            roles,
+            title,
+            version,
+            image_reference,
+            manifest_digest,
+            boot_type,
+            boots,
+            verity_required,
+            complete,
+        }
     }
 }
 

@@ -25,7 +25,9 @@ impl fmt::Display for Status {
         writeln!(f, "loader    {}", or_unknown(self.loader.map(|loader| loader.to_string())))?;
         match &self.record {
             None => writeln!(f, "record    none")?,
-            Some(record) => writeln!(f, "record    {}: {}", record.finished, record.to_string().replace('\n', "\n        "))?,
+            Some(record) => {
+                writeln!(f, "record    {}: {}", record.finished, record.to_string().replace('\n', "\n        "))?
+            }
         }
         self.attention.iter().try_for_each(|line| writeln!(f, "attention {line}"))
     }
@@ -46,7 +48,9 @@ fn show(f: &mut fmt::Formatter<'_>, deployed: &Deployed, staged: Option<&Staged>
     writeln!(f)?;
     let mut line = |name: &str, text: &str| writeln!(f, "    {name:<9} {text}");
     match (title, version) {
-        (Some(title), Some(version)) if !title.contains(version.as_str()) => line("system", &format!("{title}, version {version}"))?,
+        (Some(title), Some(version)) if !title.contains(version.as_str()) => {
+            line("system", &format!("{title}, version {version}"))?
+        }
         (Some(text), _) | (None, Some(text)) => line("system", text)?,
         (None, None) => {}
     }
@@ -57,7 +61,9 @@ fn show(f: &mut fmt::Formatter<'_>, deployed: &Deployed, staged: Option<&Staged>
         line("manifest", digest)?;
     }
     let mut how: Vec<String> = boot_type.iter().map(ToString::to_string).collect();
-    how.extend(deployed.verity_required.map(|required| if required { "sealed" } else { "verity not required" }.to_owned()));
+    how.extend(
+        deployed.verity_required.map(|required| if required { "sealed" } else { "verity not required" }.to_owned()),
+    );
     how.extend(boots.first().map(|path| shortened(path)));
     if how.is_empty() { Ok(()) } else { line("boots", &how.join(", ")) }
 }

@@ -10,7 +10,10 @@ use std::{
     process::Command,
 };
 
-use crate::machine::{Machine, PATHS, id};
+use crate::{
+    gc,
+    machine::{Machine, PATHS, id},
+};
 
 /// Calls that change something, and what they are announced as.
 const CHANGING: &[(&str, &str)] = &[
@@ -188,6 +191,42 @@ fn every_changing_call_is_announced() {
             );
             println!("{loader} {boot_type}, {what}: {count} changing calls, all announced");
             machine.stage("b");
+        }
+    }
+}
+
+#[test]
+fn every_changing_call_of_a_life_is_announced() {
+    for (loader, boot_type) in PATHS {
+        let machine = gc::littered(loader, boot_type);
+        fs::create_dir_all(machine.path("esp")).unwrap();
+        let booted = |args: &[&str]| machine.command_after(&format!("composefs={}", id("b")), args);
+        let stage = |machine: &Machine| machine.restage("c");
+        let runs: [(&[&str], fn(&Machine)); 7] = [
+            (&["gc"], |_| ()),
+            (&["pin", "aaaa"], |_| ()),
+            (&["rollback"], |_| ()),
+            (&["rollback"], |_| ()),
+            (&["pin", "--remove", "aaaa"], |_| ()),
+            (&["rollback"], stage),
+            (&["unstage"], stage),
+        ];
+        for (args, first) in runs {
+            first(&machine);
+            let Some(trace) = traced(&booted(args), &machine) else {
+                println!("SKIPPED, no strace here");
+                return;
+            };
+            // Those of composefs' own collection: what it removes, nothing names.
+            let ours: Vec<_> = trace.lines().filter(|line| !line.contains("/composefs/objects/")).collect();
+            let (wrong, count) = compare(&ours.join("\n"));
+            assert!(
+                wrong.is_empty(),
+                "{loader} {boot_type}, {args:?}: {} of {count}:\n{}",
+                wrong.len(),
+                wrong.join("\n")
+            );
+            println!("{loader} {boot_type}, {args:?}: {count} changing calls, all announced");
         }
     }
 }

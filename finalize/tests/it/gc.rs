@@ -56,7 +56,8 @@ fn image(machine: &Machine, repository: &Repo, letter: &str) {
     tag(machine, &format!("localhost%2Fbootc-{}", manifest(letter)), letter);
     let state = machine.state(letter);
     if state.is_dir() {
-        let text = format!("[boot]\nboot_type = {}\n\n[image]\nmanifest_digest = {}\n", machine.boot_type, manifest(letter));
+        let text =
+            format!("[boot]\nboot_type = {}\n\n[image]\nmanifest_digest = {}\n", machine.boot_type, manifest(letter));
         fs::write(state.join(layout::origin(&id(letter))), text).unwrap();
     }
 }
@@ -139,7 +140,10 @@ fn what_nothing_names_goes_and_what_an_entry_names_stays() {
         let machine = littered(loader, boot_type);
         let before = machine.tree(&machine.path("sysroot/state"));
         let would = json(&in_b(&machine, &["gc", "--dry-run", "--json"]));
-        assert_eq!((&would["outcome"], machine.tree(&machine.path("sysroot/state"))), (&"would-be-done".into(), before));
+        assert_eq!(
+            (&would["outcome"], machine.tree(&machine.path("sysroot/state"))),
+            (&"would-be-done".into(), before)
+        );
         assert!(things(&machine, "c").len() >= 7, "{:?}", things(&machine, "c"));
         let did = json(&in_b(&machine, &["gc", "--json"]));
         assert_eq!((&did["garbage"], &did["objects"]), (&would["garbage"], &would["objects"]), "{loader} {boot_type}");
@@ -164,7 +168,10 @@ fn the_staged_and_the_pinned_stay_and_go_once_they_are_neither() {
         assert_eq!(json(&in_b(&machine, &["gc", "--json"]))["outcome"], "nothing-to-do");
         in_b(&machine, &["staged"]);
         // No entry boots `a` any more.
-        assert_eq!((ours(&machine).as_str(), &json(&in_b(&machine, &["gc", "--json"]))["outcome"]), ("cb", &"nothing-to-do".into()));
+        assert_eq!(
+            (ours(&machine).as_str(), &json(&in_b(&machine, &["gc", "--json"]))["outcome"]),
+            ("cb", &"nothing-to-do".into())
+        );
         ["a", "b", "c"].iter().for_each(|letter| assert_whole(&machine, letter));
         in_b(&machine, &["pin", "--remove", "aaaa"]);
         assert_eq!(json(&in_b(&machine, &["gc", "--json"]))["objects"]["number"], 5);
@@ -174,7 +181,8 @@ fn the_staged_and_the_pinned_stay_and_go_once_they_are_neither() {
 }
 
 fn image_origin(machine: &Machine, letter: &str) {
-    let text = format!("[boot]\nboot_type = {}\n\n[image]\nmanifest_digest = {}\n", machine.boot_type, manifest(letter));
+    let text =
+        format!("[boot]\nboot_type = {}\n\n[image]\nmanifest_digest = {}\n", machine.boot_type, manifest(letter));
     fs::write(machine.state(letter).join(layout::origin(&id(letter))), text).unwrap();
 }
 

@@ -60,14 +60,17 @@ fn a_rollback_changes_the_order_and_nothing_else_and_another_one_changes_it_back
         let machine = updated(loader, boot_type);
         let before = machine.tree(&machine.path("sysroot/state/deploy"));
         assert_eq!(ours(&machine), "ba");
-        for (args, wanted) in [(&["rollback"][..], "ab"), (&["rollback"], "ba"), (&["rollback", "--to", "aaaa"], "ab")] {
+        for (args, wanted) in [(&["rollback"][..], "ab"), (&["rollback"], "ba"), (&["rollback", "--to", "aaaa"], "ab")]
+        {
             let said = in_b(&machine, args);
             assert!(said.starts_with(&format!("{} boots next", id(&wanted[..1]).short())), "{said}");
             assert_eq!(ours(&machine), wanted, "{loader} {boot_type}");
             assert!(machine.live().contains(&"rescue.conf".to_owned()));
         }
         assert_eq!(machine.tree(&machine.path("sysroot/state/deploy")), before);
-        for left in ["sysroot/boot/loader/entries.staged", "esp/loader/entries.staged", "sysroot/boot/grub2/user.cfg.staged"] {
+        for left in
+            ["sysroot/boot/loader/entries.staged", "esp/loader/entries.staged", "sysroot/boot/grub2/user.cfg.staged"]
+        {
             assert!(!machine.path(left).exists(), "{left}");
         }
         assert!(!machine.path("sysroot").join(layout::ROLLBACK).exists());

@@ -27,8 +27,14 @@ fn assert_boots(machine: &Machine, when: &str) {
     assert!(live.starts_with('a') || live.starts_with('b'), "{when}: {live}");
     for letter in ["a", "b"] {
         assert!(live.contains(letter), "{when}: {live} lacks {letter}");
-        assert!(machine.kernel(letter).exists() && machine.state(letter).join("etc/hosts").exists(), "{when}: {letter}");
-        assert!(machine.path("sysroot").join(layout::image(&id(letter))).symlink_metadata().is_ok(), "{when}: {letter}");
+        assert!(
+            machine.kernel(letter).exists() && machine.state(letter).join("etc/hosts").exists(),
+            "{when}: {letter}"
+        );
+        assert!(
+            machine.path("sysroot").join(layout::image(&id(letter))).symlink_metadata().is_ok(),
+            "{when}: {letter}"
+        );
     }
     assert!(machine.live().contains(&"rescue.conf".to_owned()), "{when}");
 }
@@ -60,10 +66,12 @@ fn stop_at_each(args: &[&str], how: &str, make: impl Fn(Loader, BootType) -> Mac
 }
 
 fn assert_clean(machine: &Machine, when: &str) {
-    let left = ["esp/loader/entries.staged", "sysroot/boot/loader/entries.staged", "sysroot/boot/grub2/user.cfg.staged"];
+    let left =
+        ["esp/loader/entries.staged", "sysroot/boot/loader/entries.staged", "sysroot/boot/grub2/user.cfg.staged"];
     let left = left.iter().filter(|path| machine.path(path).exists()).count();
     assert_eq!(left, 0, "{when}");
-    let transit = ["esp", "sysroot/boot"].map(|dir| machine.path(dir).join("loader/entries/zz-composefs-finalize.conf").exists());
+    let transit =
+        ["esp", "sysroot/boot"].map(|dir| machine.path(dir).join("loader/entries/zz-composefs-finalize.conf").exists());
     assert_eq!(transit, [false, false], "{when}");
     assert!(!machine.path("sysroot").join(layout::ROLLBACK).exists(), "{when}");
 }
@@ -151,7 +159,8 @@ fn a_collection_that_is_stopped_at_any_call_is_finished_by_the_next() {
         stop_at_each(&["gc"], how, littered, |Stopped { machine, when }| {
             ["a", "b"].iter().for_each(|letter| assert_whole(machine, letter));
             let state = machine.state("c");
-            let is_half = state.exists() && !(state.join("etc/hosts").exists() && state.join(layout::origin(&id("c"))).exists());
+            let is_half =
+                state.exists() && !(state.join("etc/hosts").exists() && state.join(layout::origin(&id("c"))).exists());
             assert!(!is_half, "{when}: half of a deployment is left under its name");
             ok(machine, &["gc"], when);
             ["a", "b"].iter().for_each(|letter| assert_whole(machine, letter));
@@ -175,7 +184,8 @@ fn the_wrong_order_is_seen() {
     let sabotage = |args: &[&str], what: &str, make: fn(Loader, BootType) -> Machine, then: fn(&Machine) -> bool| {
         let breaks = |n: u64| {
             let machine = make(Loader::Grub, BootType::Bls);
-            let variables = [("COMPOSEFS_FINALIZE_FAIL", format!("exit:{n}")), ("COMPOSEFS_FINALIZE_NO_SYNC", what.to_owned())];
+            let variables =
+                [("COMPOSEFS_FINALIZE_FAIL", format!("exit:{n}")), ("COMPOSEFS_FINALIZE_NO_SYNC", what.to_owned())];
             in_b(&machine, args, &variables);
             catch_unwind(std::panic::AssertUnwindSafe(|| then(&machine))).unwrap_or(true)
         };

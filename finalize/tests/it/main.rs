@@ -7,6 +7,7 @@ mod bad_boot_files;
 mod beside_bootc;
 mod boot_swap;
 mod bootc_files;
+mod bootc_life;
 mod calls;
 mod crash;
 mod discovery;

@@ -142,7 +142,11 @@ fn the_screen_says_what_each_deployment_is() {
 #[test]
 fn nothing_odd_on_a_disk_makes_it_fail() {
     fn break_file(path: std::path::PathBuf) {
-        if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { _ = fs::remove_file(&path) }
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap()
+        } else {
+            _ = fs::remove_file(&path)
+        }
         fs::create_dir_all(path.join("a-directory")).unwrap();
     }
     type Break = fn(&Machine);
