@@ -124,10 +124,15 @@ fn plan(host: &Host, wanted: Option<&str>, stop: &Stop) -> Result<Result<Plan, R
     for place in find(host, &deployment)? {
         let entry = place.entry(&to)?.or_else(|| place.kept_entry(kept.as_deref()?, &to));
         let Some(entry) = entry else {
-            return refuse(anyhow!(
-                "no boot entry boots {}: only a pinned deployment can come back without one",
-                to.short()
-            ));
+            return refuse(match order.contains(&to) {
+                true => anyhow!(
+                    "{} is a UKI that systemd-boot finds by itself: choose it with bootctl set-default",
+                    to.short()
+                ),
+                false => {
+                    anyhow!("no boot entry boots {}: only a pinned deployment can come back without one", to.short())
+                }
+            });
         };
         let wanted = Wanted { id: &to, digest: deployment.origin.boot_digest.as_deref(), stop };
         if let Err(error) = place.verify(&entry, &wanted) {

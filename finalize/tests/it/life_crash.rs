@@ -125,6 +125,31 @@ fn a_rollback_over_a_staged_update_that_exits_at_any_call_is_finished_by_the_nex
     stop_at_each(&["rollback", "aaaa"], "exit", with_update, |stopped| rolled_back(stopped, true));
 }
 
+/// A finalization that was stopped anywhere is undone: what was booted boots next, and no shutdown begins again.
+#[test]
+fn a_finalization_that_exits_at_any_call_is_rolled_back() {
+    for (loader, boot_type) in PATHS {
+        for n in 1..200 {
+            let machine = with_update(loader, boot_type);
+            let when = format!("{loader} {boot_type} staged exit:{n}");
+            let stopped = in_b(&machine, &["staged"], &[("COMPOSEFS_FINALIZE_FAIL", format!("exit:{n}"))]);
+            ok(&machine, &["rollback", "bbbb"], &when);
+            assert!(ours(&machine).starts_with('b'), "{when}: {}", ours(&machine));
+            assert_clean(&machine, &when);
+            ok(&machine, &["staged"], &when);
+            assert!(ours(&machine).starts_with('b'), "{when}: {}", ours(&machine));
+            machine.reboot();
+            ok(&machine, &["arm"], &when);
+            ok(&machine, &["staged"], &when);
+            assert!(ours(&machine).starts_with('b'), "{when}: {}", ours(&machine));
+            if stopped.status.success() {
+                assert!(n > 40, "only {n} calls were counted");
+                break;
+            }
+        }
+    }
+}
+
 /// Whoever stops an `unstage` has an update that is finalized as a whole, or none.
 fn unstaged(Stopped { machine, when }: &Stopped<'_>, reboots: bool) {
     if reboots {
