@@ -201,8 +201,9 @@ fn every_changing_call_of_a_life_is_announced() {
         let machine = gc::littered(loader, boot_type);
         fs::create_dir_all(machine.path("esp")).unwrap();
         let booted = |args: &[&str]| machine.command_after(&format!("composefs={}", id("b")), args);
-        let stage = |machine: &Machine| machine.restage("c");
-        let runs: [(&[&str], fn(&Machine)); 7] = [
+        let stage: fn(&Machine) = |machine| machine.restage("c");
+        type Run = (&'static [&'static str], fn(&Machine));
+        let runs: [Run; 7] = [
             (&["gc"], |_| ()),
             (&["pin", "aaaa"], |_| ()),
             (&["rollback"], |_| ()),
