@@ -114,6 +114,8 @@ pub enum Verdict {
     Booted(DeploymentId),
     /// Another deployment than the finalized one has booted.
     NotBooted(DeploymentId),
+    /// The deployment was finalized, and a rollback has chosen another one, which has booted.
+    RolledBack(DeploymentId),
     /// The deployment was finalized, and the machine has not been started by its boot loader since.
     NotRestarted(DeploymentId),
     /// The deployment has its merged /etc, and the boot entries are not ours to change.
@@ -139,6 +141,13 @@ impl fmt::Display for Verdict {
             Self::NotBooted(id) => {
                 write!(f, "{} was finalized, but another deployment has booted: ", id.short())?;
                 f.write_str("chosen in the menu, or the boot loader fell back")
+            }
+            Self::RolledBack(id) => {
+                write!(
+                    f,
+                    "{} was finalized and then rolled back: the deployment that was chosen has booted",
+                    id.short()
+                )
             }
             Self::NotRestarted(id) => {
                 write!(f, "{} was finalized and boots at the next full reboot; a soft reboot ", id.short())?;
@@ -223,6 +232,7 @@ fn judge(host: &Host, record: &Record) -> Result<Verdict> {
         (Ending::Finalized | Ending::Merged, None) if pending::met(host)?.as_ref() == Some(&to) => {
             Verdict::NotRestarted(to)
         }
+        (Ending::Finalized, None) if record.next.as_ref() == Some(&host.booted.id) => Verdict::RolledBack(to),
         (Ending::Finalized, None) => Verdict::NotBooted(to),
         (Ending::Merged, None) => Verdict::Merged(to),
         (_, marker) => {

@@ -1,8 +1,10 @@
 //! The boot loader's side of a finalization: which loader, where its entries live, and how they are exchanged.
 
+pub mod arrange;
 pub mod bls;
 pub mod entries;
 pub mod grub;
+pub(crate) mod live;
 pub mod loader;
 pub mod order;
 pub mod swap;
@@ -118,9 +120,9 @@ impl Place {
     fn marks(&self, boots: &[String]) -> Result<Vec<Mark>> {
         let look = |path: &String| {
             let name = path.trim_start_matches('/');
-            let named = || format!("looking for {path}, which the staged entry names");
+            let named = || format!("looking for {path}, which its boot entry names");
             let found = self.root().metadata(name).with_context(named)?;
-            ensure!(found.is_file() && found.len() > 0, "{path}, which the staged entry names, is empty");
+            ensure!(found.is_file() && found.len() > 0, "{path}, which its boot entry names, is empty");
             // What a link leads to may change without the link.
             if self.root().symlink_metadata(name).with_context(named)?.is_symlink() {
                 return Ok(Mark::Fresh);

@@ -1,6 +1,7 @@
 //! The command line as typed.
 
 mod etc;
+mod life;
 mod report;
 
 use std::{io::Write, process::ExitCode};
@@ -12,11 +13,13 @@ use crate::host::{Access, Ambient, Host};
 
 /// Finalizes a staged composefs deployment: merges /etc, then makes the boot loader start it.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXIT_CODES: &str = "Exit codes: 0 done, or nothing to do; 1 failed, the message says what boots next; 2 usage; 3 refused, and nothing was changed";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -47,6 +50,14 @@ enum Command {
         #[command(flatten)]
         ambient: Ambient,
     },
+    /// Make another deployment boot next, with its own /etc; a staged update is cancelled
+    Rollback(life::To),
+    /// Cancel the staged update
+    Unstage(life::Form),
+    /// Keep a deployment: gc removes nothing of it, and rollback can bring it back when no entry boots it any more
+    Pin(life::Which),
+    /// Remove deployments, kernels and objects that no boot entry and no pin needs
+    Gc(life::Form),
     /// Resume an update that a crash has interrupted; run when the unit is started
     Arm(Ambient),
     /// Plan and make ahead what the next shutdown finalizes, and say what is wrong with it; run when an update is staged
@@ -72,6 +83,10 @@ impl Cli {
             }
             Command::Plan { form, ambient } => return report::plan(&Host::open(&ambient, Access::Read)?, form, out),
             Command::Status { json, ambient } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
+            Command::Rollback(to) => return life::rollback(&to, out),
+            Command::Unstage(form) => return life::unstage(&form, out),
+            Command::Pin(which) => return life::pin(&which, out),
+            Command::Gc(form) => return life::gc(&form, out),
             Command::Arm(ambient) => report::arm(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Prepare(ambient) => report::prepare(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Report(ambient) => report::report(&Host::open(&ambient, Access::Write)?, out)?,

@@ -38,6 +38,38 @@ impl FromStr for DeploymentId {
     }
 }
 
+/// Why a text names no deployment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotNamed {
+    /// It could be anything.
+    #[error("\"{0}\" names no deployment: at least four digits of its id are needed")]
+    TooShort(String),
+    /// There is none.
+    #[error("no deployment that boots has an id that begins with {0}: see composefs-finalize status")]
+    Unknown(String),
+    /// There are several.
+    #[error("{1} deployments have ids that begin with {0}: name more digits")]
+    Several(String, usize),
+}
+
+/// The one deployment among `all` whose id begins with `text`.
+///
+/// # Errors
+///
+/// When there is none, or more than one.
+pub fn named<'a>(text: &str, all: impl Iterator<Item = &'a DeploymentId>) -> Result<DeploymentId, NotNamed> {
+    let mut found: Vec<_> = all.filter(|id| id.as_str().starts_with(text)).collect();
+    found.sort();
+    found.dedup();
+    let text: String = text.chars().take(160).flat_map(char::escape_debug).collect();
+    match found[..] {
+        _ if text.len() < 4 => Err(NotNamed::TooShort(text)),
+        [one] => Ok(one.clone()),
+        [] => Err(NotNamed::Unknown(text)),
+        _ => Err(NotNamed::Several(text, found.len())),
+    }
+}
+
 impl fmt::Display for DeploymentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -5,6 +5,7 @@ pub mod devices;
 pub(crate) mod menu;
 pub(crate) mod pins;
 pub(crate) mod place;
+pub(crate) mod roots;
 
 use std::{
     fs::File,

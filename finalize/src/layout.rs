@@ -25,6 +25,14 @@ pub const STAGED: &str = "state/finalize/staged.json";
 pub const RECORD: &str = "state/finalize/record.json";
 /// *Ours*: the same without the names of files, for everybody.
 pub const SUMMARY: &str = "state/finalize/summary.json";
+/// *Ours*: the deployments that a person keeps, with the entries that boot them.
+pub const PINS: &str = "state/finalize/pins.json";
+/// *Ours*: the deployment that a rollback makes first, from before its first change of the entries until its end.
+pub const ROLLBACK: &str = "state/finalize/rollback.json";
+/// *Ours*: a state directory that is being removed, below [`FINALIZE_STATE`]; always safe to delete.
+pub const STATE_TRASH: &str = "state/finalize/trash";
+/// *Ours*: a kernel directory that is being removed, beside where it was; always safe to delete.
+pub const KERNEL_TRASH: &str = "composefs-finalize.trash";
 /// *Ours*: held while a finalization runs.
 pub const LOCK: &str = "state/finalize/lock";
 

@@ -15,6 +15,12 @@ use crate::{
 
 const NONE: &str = "no boot entry names a deployment";
 
+/// How the booted deployment boots, by its origin, or by what the boot file system has.
+pub fn booted_kind(host: &Host) -> BootType {
+    let booted = Deployment::open(&host.sysroot, &host.booted.id);
+    booted.map_or_else(|_| place::likely_kind(host), |booted| booted.origin.boot_type)
+}
+
 /// What boots next.
 #[derive(Debug)]
 pub enum Next {
@@ -80,6 +86,22 @@ impl Next {
             Self::Is(next) => next == id,
             Self::Other(_) => false,
             Self::Differs | Self::Unknown(_) | Self::Undecided => true,
+        }
+    }
+
+    /// A sentence for a rollback to `to` that failed.
+    pub fn after_rollback(&self, to: &DeploymentId) -> String {
+        let failed = format!("the rollback to {} failed", to.short());
+        match self {
+            Self::Is(next) if next == to => {
+                format!("the rollback to {} did not complete, but it boots next", to.short())
+            }
+            Self::Is(next) => format!("{failed}, {} boots next", next.short()),
+            Self::Other(name) => format!("{failed}, {name} boots next, which is no deployment"),
+            Self::Differs => format!("{failed}, which deployment boots next depends on the disk that is started"),
+            Self::Undecided | Self::Unknown(_) => {
+                format!("{failed}, what boots next is not known: see composefs-finalize status")
+            }
         }
     }
 

@@ -1,9 +1,7 @@
 //! What somebody who stages an update needs of a machine that runs: the machine for himself, where the entries of the next boot
 //! go, and the marker, which comes last.
 
-use std::io;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cap_std::fs::Dir;
 
 use crate::{
@@ -11,12 +9,11 @@ use crate::{
     deployment::Deployment,
     digest::DeploymentId,
     host::{Access, Ambient, Host, place},
-    layout::{ENTRIES_STAGED, ENTRIES_TRASH, MARKER, MET, USER_CFG_STAGED},
     lock::Lock,
     pending,
     staged::{BootType, Marker, Origin},
     stop::Stop,
-    sys,
+    unstage,
 };
 
 /// A machine on which nothing else is finalized, rolled back or staged as long as this lives.
@@ -79,17 +76,13 @@ impl Staging {
         Ok(Sites { places, copies })
     }
 
-    /// Ends the update that waits, if one does: first it is forgotten, durably, then its entries go. What it consists of stays,
-    /// and nobody needs it any more.
+    /// Ends the update that waits, if one does, see [`unstage::cancel`]. What it consists of stays until `gc` collects it.
     ///
     /// # Errors
     ///
     /// Those of writing. Called again, it goes on.
-    pub fn cancel(&self, sites: &Sites) -> Result<()> {
-        pending::forget(&self.host.sysroot)?;
-        pending::remove(&self.host, MARKER)?;
-        pending::remove(&self.host, MET)?;
-        sites.places.iter().try_for_each(drop_staged)
+    pub fn cancel(&self) -> Result<()> {
+        unstage::cancel(&self.host).map(drop)
     }
 
     /// Says that the deployment is staged, once all of it is on the disk: from here on the next shutdown finalizes it, unless it
@@ -103,20 +96,4 @@ impl Staging {
         pending::write_down(&self.host, &marker)?;
         pending::resume(&self.host, &marker)
     }
-}
-
-/// Removes the entries that are staged at a place; a name that means something becomes rubbish first.
-fn drop_staged(place: &Place) -> Result<()> {
-    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let drop = || match place {
-        Place::Menu { grub, .. } => {
-            sys::remove::file(grub, USER_CFG_STAGED)?;
-            sys::sync::fsync(grub.open(".")?)
-        }
-        Place::Entries(place) => match place.loader_dir() {
-            Err(error) if missing(&error) => Ok(()),
-            loader => sys::remove::discard(&loader?, ENTRIES_STAGED, ENTRIES_TRASH),
-        },
-    };
-    drop().context("removing the entries that are staged")
 }

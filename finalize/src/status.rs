@@ -1,23 +1,30 @@
 //! The state of the machine, for `status`: what anybody may know without privileges is always there, what needs root
-//! is there for root.
+//! is there for root. Nothing odd on a disk is an error here: it is listed as what needs attention.
 
-use std::{fmt, io};
+mod deployed;
+mod show;
 
-use anyhow::Result;
+use std::{collections::BTreeSet, io};
+
 use serde::Serialize;
 
 use crate::{
-    boot::Loader,
+    boot::{Loader, Place},
     cmdline::Verity,
     deployment::Deployment,
     digest::DeploymentId,
     host::{Host, menu, place},
+    layout::{DEPLOYMENTS, ROLLBACK, STAGED},
     outlook::Outlook,
+    pending,
+    pin::Pins,
     record::Record,
     staged::BootType,
 };
 
-/// The state of the machine.
+pub use deployed::{Deployed, Role};
+
+/// The state of the machine. `schema/status.schema.json` describes the JSON.
 #[derive(Debug, Serialize)]
 pub struct Status {
     /// 1.
@@ -36,10 +43,13 @@ pub struct Status {
     pub loader: Option<Loader>,
     /// How the booted deployment boots.
     pub boot_type: Option<BootType>,
+    /// All deployments that are here, or that an entry names: the booted one, the staged one, those of the boot menu in its order,
+    /// and the others.
+    pub deployments: Vec<Deployed>,
     /// The last finalization.
     pub record: Option<Record>,
-    /// What could not be found out, and why.
-    pub unknown: Vec<String>,
+    /// What a person should look at, a sentence each; also what could not be found out, and why.
+    pub attention: Vec<String>,
 }
 
 /// The booted deployment.
@@ -64,105 +74,174 @@ pub struct Staged {
     pub outlook: Option<Outlook>,
 }
 
-impl Status {
-    /// Looks at the machine.
-    ///
-    /// # Errors
-    ///
-    /// None: what cannot be read is listed in [`Status::unknown`].
-    pub fn read(host: &Host) -> Result<Self> {
-        let mut unknown = vec![];
-        let mut known = |what: Result<()>| {
-            if let Err(error) = what {
-                unknown.push(format!("{error:#}"));
+/// What is wrong, as it is found.
+#[derive(Debug, Default)]
+struct Attention {
+    lines: Vec<String>,
+    /// Whether something is root's to see.
+    is_root_only: bool,
+}
+
+impl Attention {
+    /// The value, or nothing, and why.
+    fn known<T>(&mut self, what: anyhow::Result<T>) -> Option<T> {
+        match what {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fails(&error);
+                None
             }
-        };
-        let mut outlook = None;
-        if let Ok(Some(marker)) = host.marker() {
-            known(Outlook::read(host, &marker.depl_id).map(|found| outlook = found));
         }
-        let (mut staged, mut loader, mut record, mut boot_type) = (None, None, None, None);
-        known(host.marker().map(|marker| {
-            staged = marker.map(|marker| Staged {
-                complete: completeness(&Deployment::open(&host.sysroot, &marker.depl_id)),
-                id: marker.depl_id,
-                locked: marker.finalization_locked,
-                outlook,
-            });
-        }));
-        known(place::loader(host).map(|found| loader = Some(found)));
-        known(Record::read(&host.sysroot).map(|found| record = found));
-        known(Deployment::open(&host.sysroot, &host.booted.id).map(|d| boot_type = Some(d.origin.boot_type)));
-        let (mut next, mut fallback, mut pinned) = (None, vec![], None);
-        known(bootable(host, boot_type.unwrap_or(BootType::Bls)).map(|found| (next, fallback, pinned) = found));
-        let verity_required = host.booted.verity == Verity::Required;
-        let booted = Booted { id: host.booted.id.clone(), verity_required };
-        Ok(Self { schema: 1, booted, staged, next, fallback, pinned, loader, boot_type, record, unknown })
+    }
+
+    fn fails(&mut self, error: &anyhow::Error) {
+        match is_denied(error) {
+            true => self.is_root_only = true,
+            false => self.say(format!("{error:#}")),
+        }
+    }
+
+    fn say(&mut self, line: String) {
+        if !self.lines.contains(&line) {
+            self.lines.push(line);
+        }
+    }
+
+    fn into_lines(mut self) -> Vec<String> {
+        if self.is_root_only {
+            self.lines.push("some of this only root may read: run it as root to see all".to_owned());
+        }
+        self.lines
     }
 }
 
-/// What an attempt to open a deployment says of it: where one may not look, nothing is missing.
-fn completeness<T>(opened: &Result<T>) -> Option<bool> {
-    let denied = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-    };
-    match opened {
-        Ok(_) => Some(true),
-        Err(error) => (!error.chain().any(denied)).then_some(false),
+impl Status {
+    /// Looks at the machine; what cannot be read is listed in [`Status::attention`].
+    pub fn read(host: &Host) -> Self {
+        let mut attention = Attention::default();
+        let staged = staged(host, &mut attention);
+        let loader = attention.known(place::loader(host));
+        let record = attention.known(Record::read(&host.sysroot)).flatten();
+        let booted = attention.known(Deployment::open(&host.sysroot, &host.booted.id));
+        let boot_type = booted.map(|booted| booted.origin.boot_type);
+        let places = attention
+            .known(place::find(host, boot_type.unwrap_or_else(|| place::likely_kind(host))))
+            .unwrap_or_default();
+        let Menu { next, fallback, pinned } = menu(host, &places, &mut attention);
+        let pins = attention.known(Pins::read(&host.sysroot));
+        look_at_leftovers(host, (&places, staged.as_ref()), &mut attention);
+        let mut order = vec![host.booted.id.clone()];
+        order.extend(staged.as_ref().map(|staged| staged.id.clone()));
+        order.extend(next.iter().chain(&fallback).cloned());
+        order.extend(pins.iter().flat_map(|pins| &pins.pins).map(|kept| kept.deployment.clone()));
+        order.extend(states(host, &mut attention));
+        let mut seen = BTreeSet::new();
+        order.retain(|id| seen.insert(id.clone()));
+        let has = |id: &DeploymentId, role: Role| match role {
+            Role::Booted => *id == host.booted.id,
+            Role::Staged => staged.as_ref().is_some_and(|staged| staged.id == *id),
+            Role::Next => next.as_ref() == Some(id),
+            Role::Fallback => fallback.contains(id),
+            Role::Pinned => pins.as_ref().is_some_and(|pins| pins.get(id).is_some()),
+        };
+        let deployments = order.into_iter().map(|id| {
+            let roles = Role::ALL.into_iter().filter(|role| has(&id, *role)).collect();
+            let kept = pins.as_ref().and_then(|pins| pins.get(&id)).map(|kept| kept.entry.as_str());
+            Deployed::read(host, (id, roles), (&places, kept), &mut attention)
+        });
+        let deployments = deployments.collect();
+        attention.lines.extend(staged.iter().flat_map(|it| &it.outlook).flat_map(|outlook| outlook.attention.clone()));
+        let booted = Booted { id: host.booted.id.clone(), verity_required: host.booted.verity == Verity::Required };
+        let attention = attention.into_lines();
+        Self { schema: 1, booted, staged, next, fallback, pinned, loader, boot_type, deployments, record, attention }
     }
+}
+
+fn staged(host: &Host, attention: &mut Attention) -> Option<Staged> {
+    let marker = attention.known(host.marker()).flatten()?;
+    let outlook = attention.known(Outlook::read(host, &marker.depl_id)).flatten();
+    let opened = Deployment::open(&host.sysroot, &marker.depl_id);
+    let complete = completeness(&opened);
+    if let Err(error) =
+        opened.map_err(|error| error.context(format!("{} is staged, and is not whole", marker.depl_id.short())))
+    {
+        attention.fails(&error);
+    }
+    Some(Staged { complete, id: marker.depl_id, locked: marker.finalization_locked, outlook })
+}
+
+/// What the boot loader shows.
+#[derive(Default)]
+struct Menu {
+    next: Option<DeploymentId>,
+    fallback: Vec<DeploymentId>,
+    pinned: Option<String>,
 }
 
 /// What starts next, the other deployments of the menu in its order, each once, and what pins the next one.
-type Bootable = (Option<DeploymentId>, Vec<DeploymentId>, Option<String>);
-
-fn bootable(host: &Host, boot_type: BootType) -> Result<Bootable> {
-    let places = place::find(host, boot_type)?;
-    let Some(decision) = menu::decision(host, &places)? else { return Ok((None, vec![], None)) };
+fn menu(host: &Host, places: &[Place], attention: &mut Attention) -> Menu {
+    let Some(decision) = attention.known(menu::decision(host, places)).flatten() else { return Menu::default() };
     let next = decision.deployment().cloned();
-    let mut others = vec![];
+    let mut fallback = vec![];
     for id in decision.order.iter().filter_map(|item| item.deployment.as_ref()) {
-        others.extend((Some(id) != next.as_ref() && !others.contains(id)).then(|| id.clone()));
+        fallback.extend((Some(id) != next.as_ref() && !fallback.contains(id)).then(|| id.clone()));
     }
     let pinned = decision.pinned.as_ref().map(|pinned| format!("{pinned}; {}", pinned.undo()));
-    Ok((next, others, pinned))
+    if next.is_none() && fallback.is_empty() {
+        attention.say("no boot entry boots a deployment".to_owned());
+    }
+    Menu { next, fallback, pinned }
 }
 
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sealed = if self.booted.verity_required { "sealed" } else { "verity not required" };
-        writeln!(f, "booted    {} ({sealed})", self.booted.id)?;
-        match &self.staged {
-            None => writeln!(f, "staged    nothing")?,
-            Some(Staged { id, locked, complete, outlook }) => {
-                let locked = if *locked { ", locked" } else { "" };
-                let complete = match complete {
-                    Some(true) => "complete",
-                    Some(false) => "incomplete",
-                    None => "only root sees whether it is complete",
-                };
-                writeln!(f, "staged    {id} ({complete}{locked})")?;
-                let attention = outlook.iter().flat_map(|outlook| &outlook.attention);
-                attention.into_iter().try_for_each(|line| writeln!(f, "attention {line}"))?;
-            }
+/// What a run that was stopped, or another program, has left.
+fn look_at_leftovers(host: &Host, (places, staged): (&[Place], Option<&Staged>), attention: &mut Attention) {
+    let reminded = attention.known(pending::remembered(&host.sysroot)).flatten();
+    let is_odd = host.marker().is_err() || (reminded.is_none() && host.sysroot.symlink_metadata(STAGED).is_ok());
+    if staged.is_none() && !is_odd {
+        let is_staged = places.iter().any(Place::has_staged);
+        match reminded.filter(|marker| marker.depl_id != host.booted.id) {
+            Some(marker) => attention.say(format!(
+                "{} was staged, and its marker is gone: the next start of composefs-finalize.service decides",
+                marker.depl_id.short()
+            )),
+            None if is_staged => attention.say(
+                "boot entries are staged that belong to no update: composefs-finalize unstage removes them".to_owned(),
+            ),
+            None => {}
         }
-        if let Some(next) = &self.next {
-            writeln!(f, "next      {next}")?;
-        }
-        for id in &self.fallback {
-            writeln!(f, "fallback  {id}")?;
-        }
-        if let Some(pinned) = &self.pinned {
-            writeln!(f, "pinned    by {pinned}")?;
-        }
-        let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
-        writeln!(f, "loader    {}", or_unknown(self.loader.map(|l| l.to_string())))?;
-        writeln!(f, "boot type {}", or_unknown(self.boot_type.map(|b| b.to_string())))?;
-        match &self.record {
-            None => writeln!(f, "record    none")?,
-            Some(record) => writeln!(f, "record    {}: {record}", record.finished)?,
-        }
-        self.unknown.iter().try_for_each(|line| writeln!(f, "unknown   {line}"))
     }
+    if host.sysroot.symlink_metadata(ROLLBACK).is_ok() {
+        attention.say("a rollback was interrupted: run it again; the next boot removes what it has left".to_owned());
+    }
+}
+
+/// The deployments that have a state directory.
+fn states(host: &Host, attention: &mut Attention) -> Vec<DeploymentId> {
+    let read = || -> io::Result<Vec<DeploymentId>> {
+        let mut found = vec![];
+        for entry in host.sysroot.read_dir(DEPLOYMENTS)? {
+            found.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        found.sort();
+        Ok(found)
+    };
+    let named = |error: io::Error| anyhow::Error::from(error).context(format!("reading {DEPLOYMENTS}"));
+    attention.known(read().map_err(named)).unwrap_or_default()
+}
+
+/// What an attempt to open a deployment says of it: where one may not look, nothing is missing.
+fn completeness<T>(opened: &anyhow::Result<T>) -> Option<bool> {
+    match opened {
+        Ok(_) => Some(true),
+        Err(error) => (!is_denied(error)).then_some(false),
+    }
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let denied = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    error.chain().any(denied)
 }
 
 #[cfg(test)]

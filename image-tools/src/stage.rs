@@ -207,7 +207,7 @@ pub fn stage(request: &Request, workshop: &Workshop) -> Result<Outcome> {
 
     write_state(&machine.host.sysroot, &store, &system, &state::origin(&system, running.boot_type, Some(&target)))?;
     parts.iter().try_for_each(Part::write_kernel)?;
-    machine.cancel(&sites)?;
+    machine.cancel()?;
     parts.iter().try_for_each(Part::write_entries)?;
     machine.mark(&system.id, request.locked)?;
     arm(&request.ambient);

@@ -13,7 +13,9 @@ mod foreign;
 mod menu;
 mod ukis;
 
-use std::fmt;
+use std::{fmt, slice};
+
+pub use self::dirs::TRANSIT;
 
 use anyhow::{Context, Error, Result, anyhow};
 
@@ -119,6 +121,18 @@ pub struct Undo(Vec<Part>);
 /// read.
 pub fn probe(places: &[Place], id: &DeploymentId) -> Result<Staged> {
     places.iter().map(|place| probe_place(place, id)).collect::<Result<_>>().map(Staged)
+}
+
+/// Removes what is staged at a place, or left over from an exchange; what is live is first made durable, stays what it is, and
+/// gets what is not ours. False where nothing live boots a deployment: then what is staged may be all that there is, and stays.
+///
+/// # Errors
+///
+/// As [`Staged::finish`].
+pub fn settle_live(place: &Place) -> Result<bool> {
+    let Some(first) = place.deployments()?.into_iter().next() else { return Ok(false) };
+    probe(slice::from_ref(place), &first)?.finish()?;
+    Ok(true)
 }
 
 fn probe_place(place: &Place, id: &DeploymentId) -> Result<Part> {

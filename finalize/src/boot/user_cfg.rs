@@ -57,6 +57,48 @@ impl UserCfg {
         paths.find(|path| id_of_uki(path).as_ref() == Some(id))
     }
 
+    /// The menuentry of deployment `id`.
+    pub fn menuentry(&self, id: &DeploymentId) -> Option<String> {
+        let boots = |text: &str| grub::chainloaded(text).iter().any(|(_, path)| id_of_uki(path).as_ref() == Some(id));
+        pieces(&self.0).into_iter().find_map(|piece| match piece {
+            Piece::Ours(text) if boots(text) => Some(text.to_owned()),
+            _ => None,
+        })
+    }
+
+    /// This menu with the menuentry of deployment `first` in the place of the first of ours, and the others behind it in the
+    /// order that they had. Where it has none for `first`, that is `kept`. Nothing where there is neither.
+    pub fn arranged(&self, first: &DeploymentId, kept: Option<&str>) -> Option<Self> {
+        let found = self.menuentry(first);
+        let primary = found.clone().or_else(|| kept.map(str::to_owned))?;
+        let mut waiting = vec![primary.as_str()];
+        let live = pieces(&self.0);
+        let ours = live.iter().filter_map(|piece| match piece {
+            Piece::Ours(text) => Some(*text),
+            _ => None,
+        });
+        let mut skipped = found.is_none();
+        for text in ours {
+            let is_it = !skipped && Some(text) == found.as_deref();
+            skipped |= is_it;
+            waiting.extend((!is_it).then_some(text));
+        }
+        let mut waiting = waiting.into_iter();
+        let mut menu = String::new();
+        for piece in &live {
+            match piece {
+                Piece::Ours(_) => push(&mut menu, waiting.next().unwrap_or_default()),
+                Piece::Entry(text) | Piece::Text(text) => push(&mut menu, text),
+            }
+        }
+        for text in waiting {
+            let between = if menu.is_empty() || menu.ends_with("\n\n") { "" } else { "\n" };
+            push(&mut menu, between);
+            push(&mut menu, text);
+        }
+        Some(Self(menu))
+    }
+
     /// This menu with our menuentries as `next` has them, in the place of the first of ours. What `next` has besides, and
     /// this menu has not (the lines that find the ESP, say), stands right before them.
     pub fn with_entries_of(&self, next: &Self) -> Self {
@@ -197,6 +239,22 @@ mod tests {
         assert_eq!(merged.with_entries_of(&UserCfg(menu(&["b", "a"]))), merged);
         assert_eq!(merged.with_entries_of(&merged), merged);
         assert!(text.contains("}\n\nmenuentry") && !text.contains("\n\n\n"), "{text}");
+    }
+
+    #[test]
+    fn menuentries_change_places_and_every_other_byte_stays() {
+        let id = |letter: &str| letter.repeat(128).parse::<DeploymentId>().unwrap();
+        let ids = ["a", "b", "c"].map(id);
+        let menu = grub::user_cfg(&ids.iter().map(|id| ("A system", id)).collect::<Vec<_>>());
+        let text = format!("set timeout=5\n{menu}menuentry x {{\n boot\n}}\n");
+        let live = UserCfg::from_bytes(text.as_bytes());
+        let b_first = live.arranged(&ids[1], None).unwrap();
+        assert_eq!(b_first.deployments(), [id("b"), id("a"), id("c")]);
+        assert_eq!(b_first.arranged(&ids[0], None).unwrap(), live);
+        assert!(live.arranged(&id("d"), None).is_none());
+        let kept = live.menuentry(&ids[2]).unwrap().replace(ids[2].as_str(), id("d").as_str());
+        let more = live.arranged(&id("d"), Some(&kept)).unwrap();
+        assert_eq!(more.deployments(), [id("d"), id("a"), id("b"), id("c")]);
     }
 
     #[test]

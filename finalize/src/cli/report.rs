@@ -14,6 +14,7 @@ use crate::{
     outcome::Outcome,
     prepare, preview,
     record::{Ending, Step},
+    rollback,
     staged::Marker,
     status::Status,
     stop::{Limit, Stop},
@@ -135,13 +136,21 @@ fn in_time(host: &Host) -> Result<Stop> {
 ///
 /// Those of [`arm::report`].
 pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
+    match rollback::recover(host, &in_time(host)?) {
+        Ok(said) => said.iter().for_each(|text| tell(out, UNFINISHED, Weight::Warning, text)),
+        Err(error) => tracing::warn!("{error:#}; the next boot tries again"),
+    }
     let Report { verdict, left } = arm::report(host, &in_time(host)?)?;
     for error in left {
         tracing::warn!("{error:#}; the next boot tries again");
     }
     let text = verdict.to_string();
     match verdict {
-        Verdict::Nothing | Verdict::NotRestarted(_) | Verdict::Merged(_) | Verdict::Waiting(_) => say(out, &text),
+        Verdict::Nothing
+        | Verdict::NotRestarted(_)
+        | Verdict::RolledBack(_)
+        | Verdict::Merged(_)
+        | Verdict::Waiting(_) => say(out, &text),
         Verdict::Booted(_) => tell(out, BOOTED, Weight::Info, &text),
         Verdict::NotBooted(_) => tell(out, NOT_BOOTED, Weight::Warning, &text),
         Verdict::Unfinished { .. } => tell(out, UNFINISHED, Weight::Warning, &text),
@@ -198,7 +207,7 @@ fn is_locked(marker: &Marker) -> String {
 ///
 /// Those of writing.
 pub fn status(host: &Host, json: bool, out: &mut dyn Write) -> Result<()> {
-    let status = Status::read(host)?;
+    let status = Status::read(host);
     match json {
         true => writeln!(out, "{:#}", serde_json::to_value(&status)?)?,
         false => write!(out, "{status}")?,

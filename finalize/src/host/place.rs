@@ -46,6 +46,15 @@ pub fn loader(host: &Host) -> Result<Loader> {
     }
 }
 
+/// How the deployments of this machine boot, by what its boot file system has; for where no origin says it.
+pub fn likely_kind(host: &Host) -> BootType {
+    let has = |boot: &Dir, path: &str| boot.symlink_metadata(path).is_ok();
+    match boot_dir(host) {
+        Ok((_, boot)) if has(&boot, "grub2/user.cfg") && !has(&boot, "loader/entries") => BootType::Uki,
+        _ => BootType::Bls,
+    }
+}
+
 /// All places with entries of this machine, the one that booted last.
 ///
 /// # Errors
@@ -105,7 +114,7 @@ pub fn for_staging(host: &Host, boot_type: BootType) -> Result<(Vec<Place>, Vec<
 }
 
 /// The specification's $BOOT where it is not the ESP: a boot partition with entries, as typed or by its type.
-fn boot_of_systemd_boot(host: &Host) -> Result<Option<Dir>> {
+pub(super) fn boot_of_systemd_boot(host: &Host) -> Result<Option<Dir>> {
     if let Some(path) = &host.ambient.boot {
         return opened(host, path).map(Some);
     }

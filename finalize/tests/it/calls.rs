@@ -13,6 +13,7 @@ use std::{
 use xshell::cmd;
 
 use crate::{
+    gc,
     machine::{Machine, PATHS, id},
     programs::{if_here, shell},
 };
@@ -186,6 +187,43 @@ fn every_changing_call_is_announced() {
             );
             println!("{loader} {boot_type}, {what}: {count} changing calls, all announced");
             machine.stage("b");
+        }
+    }
+}
+
+#[test]
+fn every_changing_call_of_a_life_is_announced() {
+    for (loader, boot_type) in PATHS {
+        let machine = gc::littered(loader, boot_type);
+        fs::create_dir_all(machine.path("esp")).unwrap();
+        let booted = |args: &[&str]| machine.command_after(&format!("composefs={}", id("b")), args);
+        let stage: fn(&Machine) = |machine| machine.restage("c");
+        type Run = (&'static [&'static str], fn(&Machine));
+        let runs: [Run; 7] = [
+            (&["gc"], |_| ()),
+            (&["pin", "aaaa"], |_| ()),
+            (&["rollback"], |_| ()),
+            (&["rollback"], |_| ()),
+            (&["pin", "--remove", "aaaa"], |_| ()),
+            (&["rollback"], stage),
+            (&["unstage"], stage),
+        ];
+        for (args, first) in runs {
+            first(&machine);
+            let Some(trace) = traced(&booted(args), &machine) else {
+                println!("SKIPPED, no strace here");
+                return;
+            };
+            // Those of composefs' own collection: what it removes, nothing names.
+            let ours: Vec<_> = trace.lines().filter(|line| !line.contains("/composefs/objects/")).collect();
+            let (wrong, count) = compare(&ours.join("\n"));
+            assert!(
+                wrong.is_empty(),
+                "{loader} {boot_type}, {args:?}: {} of {count}:\n{}",
+                wrong.len(),
+                wrong.join("\n")
+            );
+            println!("{loader} {boot_type}, {args:?}: {count} changing calls, all announced");
         }
     }
 }

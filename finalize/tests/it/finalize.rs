@@ -125,7 +125,7 @@ fn an_incomplete_deployment_is_refused() {
     check_refused(&["/etc is missing"], remove("sysroot/state/deploy/ID/etc"));
     check_refused(&[".origin is missing"], remove("sysroot/state/deploy/ID/ID.origin"));
     check_refused(&["composefs/images/bbb"], remove("sysroot/composefs/images/ID"));
-    check_refused(&["initrd", "staged entry names"], remove("esp/EFI/Linux/bootc_composefs-ID/initrd"));
+    check_refused(&["initrd", "boot entry names"], remove("esp/EFI/Linux/bootc_composefs-ID/initrd"));
     check_refused(&["no boot_type", "bls or uki"], |machine| {
         fs::write(machine.state("b").join(layout::origin(&id("b"))), "[origin]\n").unwrap();
     });

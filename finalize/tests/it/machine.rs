@@ -115,11 +115,13 @@ impl Machine {
         self.path("sysroot").join(layout::deployment(&id(letter)))
     }
 
-    fn deployment(&self, letter: &str, etc: &[(&str, &str)]) {
+    pub fn deployment(&self, letter: &str, etc: &[(&str, &str)]) {
         let state = format!("sysroot/{}", layout::deployment(&id(letter)));
         self.files(&format!("{state}/etc"), etc);
         self.files(&state, &[(&layout::origin(&id(letter)), &format!("[boot]\nboot_type = {}\n", self.boot_type))]);
-        self.files("sysroot/composefs/images", &[(id(letter).as_str(), "an image")]);
+        if self.path("sysroot").join(layout::image(&id(letter))).symlink_metadata().is_err() {
+            self.files("sysroot/composefs/images", &[(id(letter).as_str(), "an image")]);
+        }
         match self.boot_type {
             BootType::Bls => self.files(&self.kernel_dir(letter), &[("vmlinuz", letter), ("initrd", letter)]),
             BootType::Uki => self.files("esp/EFI/Linux/bootc", &[(&layout::uki(&id(letter)), letter)]),
@@ -140,6 +142,18 @@ impl Machine {
             Loader::SystemdBoot | Loader::GrubCc => format!("esp/EFI/Linux/{dir}"),
             Loader::Grub => format!("sysroot/boot/{dir}"),
         }
+    }
+
+    /// Stages one more deployment while `b` is booted, as a staging tool does: state, image, kernel, entries, marker.
+    pub fn restage(&self, letter: &str) {
+        self.deployment(letter, &[("hosts", "1"), ("motd", "3")]);
+        if (self.loader, self.boot_type) == (Loader::Grub, BootType::Uki) {
+            let menu = user_cfg(&[("A system", &id(letter)), ("A system", &id("b"))]);
+            self.files("sysroot/boot/grub2", &[("user.cfg.staged", &menu)]);
+        } else {
+            self.entries("entries.staged", &[(letter, 0), ("b", 1)]);
+        }
+        self.stage(letter);
     }
 
     pub fn stage(&self, letter: &str) {
