@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Deployed, Role, Staged, Status};
-use crate::digest::DeploymentId;
+use crate::{digest::DeploymentId, record::Record};
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,11 +25,30 @@ impl fmt::Display for Status {
         writeln!(f, "loader    {}", or_unknown(self.loader.map(|loader| loader.to_string())))?;
         match &self.record {
             None => writeln!(f, "record    none")?,
-            Some(record) => {
-                writeln!(f, "record    {}: {}", record.finished, record.to_string().replace('\n', "\n        "))?
-            }
+            Some(record) => show_record(f, record)?,
         }
         self.attention.iter().try_for_each(|line| writeln!(f, "attention {line}"))
+    }
+}
+
+/// What became of the last finalization, and since; the beginning of a long story.
+fn show_record(f: &mut fmt::Formatter<'_>, record: &Record) -> fmt::Result {
+    const LINES: usize = 8;
+    let text = record.to_string();
+    write!(f, "record    {}: ", record.finished)?;
+    let (shown, rest): (Vec<_>, Vec<_>) = text.lines().enumerate().partition(|(number, _)| *number < LINES);
+    // What failed is always said.
+    let is_error = |line: &str| record.error.iter().any(|error| error.lines().any(|part| part == line.trim()));
+    let (errors, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, line)| is_error(line));
+    for (number, line) in shown.into_iter().chain(errors) {
+        writeln!(f, "{}{line}", if number == 0 { "" } else { "          " })?;
+    }
+    if !rest.is_empty() {
+        writeln!(f, "          and {} lines more: composefs-finalize status --json", rest.len())?;
+    }
+    match &record.next_boot {
+        Some(next) => writeln!(f, "          then {} booted, {}", next.booted.short(), next.at),
+        None => Ok(()),
     }
 }
 
