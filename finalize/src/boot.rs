@@ -1,6 +1,7 @@
 //! The boot loader's side of a finalization: which loader, where its entries live, and how they are exchanged.
 
 pub mod bls;
+pub mod count;
 pub mod entries;
 pub mod grub;
 pub mod loader;

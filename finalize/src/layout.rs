@@ -17,7 +17,7 @@ pub const DEPLOYMENTS: &str = "state/deploy";
 pub const SHARED_VAR: &str = "state/os/default/var";
 /// What `state/deploy/<D>/var` links to.
 pub const VAR_LINK: &str = "../../os/default/var";
-/// *Ours*: the directory of the two files below.
+/// *Ours*: the directory of the files below.
 pub const FINALIZE_STATE: &str = "state/finalize";
 /// *Ours*: the staged deployment; outlives a crash, unlike [`MARKER`].
 pub const STAGED: &str = "state/finalize/staged.json";
@@ -25,6 +25,10 @@ pub const STAGED: &str = "state/finalize/staged.json";
 pub const RECORD: &str = "state/finalize/record.json";
 /// *Ours*: the same without the names of files, for everybody.
 pub const SUMMARY: &str = "state/finalize/summary.json";
+/// *Ours*: the deployment whose boots the boot loader counts.
+pub const COUNTED: &str = "state/finalize/counted.json";
+/// *Ours*: deployments that the boot loader has given up, for everybody.
+pub const FAILED: &str = "state/finalize/failed.json";
 /// *Ours*: held while a finalization runs.
 pub const LOCK: &str = "state/finalize/lock";
 
@@ -53,6 +57,8 @@ pub const MARKER_DIR: &str = "composefs";
 pub const MARKER: &str = "composefs/staged-deployment";
 /// *Ours*: the staged deployment that a finalization of this boot has met, below `/run`.
 pub const MET: &str = "composefs/met-deployment";
+/// *Ours*: this boot is counted, and was not found good yet; below `/run`.
+pub const TRIAL: &str = "composefs/trial";
 /// *Ours*: what was done ahead for the finalization of the staged deployment, below `/run`; root's, and this program's own.
 pub const PREPARED: &str = "composefs/prepared";
 /// *Ours*: what will become of the staged update, for everybody, below `/run`.

@@ -11,6 +11,7 @@ use crate::{
     cmdline::Verity,
     deployment::Deployment,
     digest::DeploymentId,
+    failed::{self, Failed},
     host::{Host, menu, place},
     outlook::Outlook,
     record::Record,
@@ -38,6 +39,8 @@ pub struct Status {
     pub boot_type: Option<BootType>,
     /// The last finalization.
     pub record: Option<Record>,
+    /// The finalized deployment, where the boot loader has given it up.
+    pub failed: Option<Failed>,
     /// What could not be found out, and why.
     pub unknown: Vec<String>,
 }
@@ -93,11 +96,13 @@ impl Status {
         known(place::loader(host).map(|found| loader = Some(found)));
         known(Record::read(&host.sysroot).map(|found| record = found));
         known(Deployment::open(&host.sysroot, &host.booted.id).map(|d| boot_type = Some(d.origin.boot_type)));
+        let to = record.as_ref().and_then(|record: &Record| record.to.as_ref());
+        let failed = to.and_then(|id| failed::of(&host.sysroot, id).ok().flatten());
         let (mut next, mut fallback, mut pinned) = (None, vec![], None);
         known(bootable(host, boot_type.unwrap_or(BootType::Bls)).map(|found| (next, fallback, pinned) = found));
         let verity_required = host.booted.verity == Verity::Required;
         let booted = Booted { id: host.booted.id.clone(), verity_required };
-        Ok(Self { schema: 1, booted, staged, next, fallback, pinned, loader, boot_type, record, unknown })
+        Ok(Self { schema: 1, booted, staged, next, fallback, pinned, loader, boot_type, record, failed, unknown })
     }
 }
 
@@ -145,6 +150,7 @@ impl fmt::Display for Status {
                 attention.into_iter().try_for_each(|line| writeln!(f, "attention {line}"))?;
             }
         }
+        self.failed.iter().try_for_each(|failed| writeln!(f, "attention {failed}"))?;
         if let Some(next) = &self.next {
             writeln!(f, "next      {next}")?;
         }

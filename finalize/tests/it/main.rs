@@ -8,6 +8,8 @@ mod beside_bootc;
 mod boot_swap;
 mod bootc_files;
 mod calls;
+mod counting;
+mod counting_crash;
 mod crash;
 mod discovery;
 mod endings;
