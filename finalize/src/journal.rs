@@ -163,7 +163,8 @@ mod tests {
     #[test]
     fn an_id_has_32_digits() {
         assert_eq!(MessageId(0x1f).to_string(), "0000000000000000000000000000001f");
-        let all = [FINALIZED, FAILED, REFUSED, BOOTED, NOT_BOOTED, UNFINISHED, ATTENTION, FELL_BACK, GOOD].map(|id| id.to_string());
+        let all = [FINALIZED, FAILED, REFUSED, BOOTED, NOT_BOOTED, UNFINISHED, ATTENTION, FELL_BACK, GOOD]
+            .map(|id| id.to_string());
         assert!(all.iter().all(|id| id.len() == 32 && all.iter().filter(|other| *other == id).count() == 1));
     }
 }

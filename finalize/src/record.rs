@@ -288,7 +288,9 @@ impl fmt::Display for Record {
                 };
                 write!(f, "update {to}: {next}")?;
             }
-            Ending::FellBack => write!(f, "finalized {to}, but its boots failed: the deployment before it boots again")?,
+            Ending::FellBack => {
+                write!(f, "finalized {to}, but its boots failed: the deployment before it boots again")?
+            }
             Ending::Failed => write!(f, "finalizing {to} failed at step {}", self.step.name())?,
             Ending::Unknown(word) => write!(f, "finalizing {to} ended with {word}, a word of a newer version")?,
         }

@@ -38,7 +38,9 @@ use crate::{
 /// When the file cannot be read or is malformed.
 pub fn counted(sysroot: &Dir) -> Result<Option<Trial>> {
     let text = sys::file::read(sysroot, COUNTED).with_context(|| format!("reading {COUNTED}"))?;
-    text.map(|text| serde_json::from_str(&text)).transpose().with_context(|| format!("reading {COUNTED}: remove the file"))
+    text.map(|text| serde_json::from_str(&text))
+        .transpose()
+        .with_context(|| format!("reading {COUNTED}: remove the file"))
 }
 
 /// Has the boot loader count the boots of deployment `id` from the exchange of `staged` on (`[boot] tries`), and writes down
@@ -163,7 +165,9 @@ pub fn begin(host: &Host) -> Result<()> {
 ///
 /// When the boot entries cannot be read.
 pub fn fallen(host: &Host) -> Result<Option<Failed>> {
-    let Some(trial) = counted(&host.sysroot)?.filter(|trial| trial.deployment != host.booted.id) else { return Ok(None) };
+    let Some(trial) = counted(&host.sysroot)?.filter(|trial| trial.deployment != host.booted.id) else {
+        return Ok(None);
+    };
     let (_, items) = look(host, &trial)?;
     let counters: Option<Vec<_>> = items.iter().map(|item| item.counter.filter(|counter| counter.left == 0)).collect();
     let boots = counters.and_then(|counters| counters.iter().map(|counter| counter.done).max());
@@ -195,7 +199,9 @@ impl fmt::Display for Blessed {
         match self {
             Self::Nothing => f.write_str("no boot is counted"),
             Self::NotCounted(id) => write!(f, "this boot of {} was not counted, so it says nothing", id.short()),
-            Self::Good(id) => write!(f, "{} has reached boot-complete.target: its boots are not counted any more", id.short()),
+            Self::Good(id) => {
+                write!(f, "{} has reached boot-complete.target: its boots are not counted any more", id.short())
+            }
         }
     }
 }
@@ -210,7 +216,9 @@ pub fn bless(host: &Host, stop: &Stop) -> Result<Blessed> {
     pending::remove(host, TRIAL)?;
     let id = &host.booted.id;
     let _lock = Lock::take(&host.sysroot, stop)?;
-    let Some(trial) = counted(&host.sysroot)?.filter(|trial| trial.deployment == *id) else { return Ok(Blessed::Nothing) };
+    let Some(trial) = counted(&host.sysroot)?.filter(|trial| trial.deployment == *id) else {
+        return Ok(Blessed::Nothing);
+    };
     if !is_counted(host, &trial)? {
         return Ok(Blessed::NotCounted(id.clone()));
     }

@@ -44,9 +44,9 @@ impl Trial {
         }
         match environment.get(script::LEFT) {
             Some(script::GOOD) => None,
-            Some(left) => left.parse().map_or(Some(fresh), |left: u32| {
-                Some(Counter { left, done: self.tries.saturating_sub(left) })
-            }),
+            Some(left) => left
+                .parse()
+                .map_or(Some(fresh), |left: u32| Some(Counter { left, done: self.tries.saturating_sub(left) })),
             None => Some(fresh),
         }
     }
@@ -128,7 +128,10 @@ mod tests {
         let of = |left: &str| format!("composefs_trial={}\ncomposefs_left={left}\n", trial.token);
         assert_eq!(counter(""), Some((9, 0)));
         assert_eq!(counter("composefs_trial=other\ncomposefs_left=0\n"), Some((9, 0)));
-        assert_eq!([counter(&of("7")), counter(&of("0")), counter(&of("x"))], [Some((7, 2)), Some((0, 9)), Some((9, 0))]);
+        assert_eq!(
+            [counter(&of("7")), counter(&of("0")), counter(&of("x"))],
+            [Some((7, 2)), Some((0, 9)), Some((9, 0))]
+        );
         assert_eq!(counter(&of("good")), None);
     }
 }

@@ -69,6 +69,11 @@ pub fn counting(entries: &Entries, trial: Option<&Trial>) -> Option<String> {
     Some(text)
 }
 
+/// Whether `text` is the menu of these entries, counting or not.
+pub fn is_menu_of(text: &str, entries: &Entries) -> bool {
+    text == menuentries(entries) || counting(entries, script::trial(text).as_ref()).as_deref() == Some(text)
+}
+
 /// The menuentry's id for an entry in the file `name`.
 fn id_of(name: &str) -> &str {
     name.trim_end_matches(".conf")

@@ -69,11 +69,20 @@ impl Decision {
         let is_spent = |item: &Item| item.counter.is_some_and(|counter| counter.left == 0);
         let (next, pinned) = match chosen {
             // A menu that counts overrules a default that means what it counts.
-            Some((at, pinned)) if loader == Loader::SystemdBoot || pinned.is_for_one_boot() || !is_spent(&order[at]) => {
+            Some((at, pinned))
+                if loader == Loader::SystemdBoot || pinned.is_for_one_boot() || !is_spent(&order[at]) =>
+            {
                 (at, Some(pinned))
             }
             // GRUB's order does not depend on counters: what starts does.
-            _ => (order.iter().position(|item| item.ours && !is_spent(item)).filter(|_| order.first().is_some_and(is_spent)).unwrap_or(0), None),
+            _ => (
+                order
+                    .iter()
+                    .position(|item| item.ours && !is_spent(item))
+                    .filter(|_| order.first().is_some_and(is_spent))
+                    .unwrap_or(0),
+                None,
+            ),
         };
         let next = (next < order.len()).then_some(next);
         Self { order, next, pinned }

@@ -106,7 +106,8 @@ impl UserCfg {
 
     /// This menu, where GRUB counts the boots of the deployment of `trial`; none where there is no other one to go back to.
     pub fn counting(&self, trial: &Trial) -> Option<Self> {
-        let titled: Vec<_> = grub::chainloaded(&self.0).into_iter().filter_map(|(t, p)| Some((t, id_of_uki(&p)?))).collect();
+        let titled: Vec<_> =
+            grub::chainloaded(&self.0).into_iter().filter_map(|(t, p)| Some((t, id_of_uki(&p)?))).collect();
         let title = |is_new: bool| {
             let found = titled.iter().find(|(_, id)| (*id == trial.deployment) == is_new);
             found.map(|(title, _)| title.clone())

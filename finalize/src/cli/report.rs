@@ -10,7 +10,10 @@ use crate::{
     arm::{self, Report, Verdict},
     failed, finalize,
     host::{Ambient, Host},
-    journal::{ATTENTION, BOOTED, FAILED, FINALIZED, MessageId, FELL_BACK, GOOD, NOT_BOOTED, REFUSED, UNFINISHED, Weight, say, tell},
+    journal::{
+        ATTENTION, BOOTED, FAILED, FELL_BACK, FINALIZED, GOOD, MessageId, NOT_BOOTED, REFUSED, UNFINISHED, Weight, say,
+        tell,
+    },
     layout,
     lock::Lock,
     outcome::Outcome,

@@ -111,7 +111,9 @@ pub fn grub_cannot_write(host: &Host) -> Result<Option<String>> {
             Some(block) if Environment::edited(&block, "composefs_trial", Some(&"x".repeat(64))).is_some() => {
                 return Ok(None);
             }
-            Some(_) => return Ok(Some(format!("{path} is no environment block with room: make one with grub-editenv"))),
+            Some(_) => {
+                return Ok(Some(format!("{path} is no environment block with room: make one with grub-editenv")));
+            }
             None => {}
         }
     }

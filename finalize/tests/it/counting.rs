@@ -13,7 +13,10 @@ use finalize::{
     staged::BootType,
 };
 
-use crate::machine::{Machine, PATHS, id};
+use crate::{
+    bad_boot_files::staged_the_older_way,
+    machine::{Machine, PATHS, id},
+};
 
 const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 const MAIN: &str = "set default=0\nload_env\nsource ($root)/boot/loader/entries/grub.cfg\n";
@@ -334,12 +337,20 @@ fn a_grub_that_cannot_count_is_not_half_armed() {
             assert!(!file(&machine, layout::COUNTED).exists(), "{word}");
             assert_eq!(machine.live()[0], "b");
             let all = machine.tree(&machine.path("sysroot/boot"));
-            assert!(!all.values().any(|(_, text)| text.contains(script::CALL) || text.contains(script::TRIAL)), "{word}");
+            assert!(
+                !all.values().any(|(_, text)| text.contains(script::CALL) || text.contains(script::TRIAL)),
+                "{word}"
+            );
         };
         let grubenv = |machine: &Machine| machine.path("sysroot/boot/grub2/grubenv");
         check(&|machine| fs::remove_file(grubenv(machine)).unwrap(), "there is no grubenv");
         check(&|machine| fs::write(grubenv(machine), "").unwrap(), "no environment block with room");
-        check(&|machine| fs::write(grubenv(machine), format!("# GRUB Environment Block\nx={}\n", "y".repeat(990))).unwrap(), "room");
+        check(
+            &|machine| {
+                fs::write(grubenv(machine), format!("# GRUB Environment Block\nx={}\n", "y".repeat(990))).unwrap()
+            },
+            "room",
+        );
     }
     // Fedora's and openSUSE's GRUB read the entries by themselves.
     let machine = machine((Loader::Grub, BootType::Bls), 3);
@@ -368,4 +379,38 @@ fn the_next_update_replaces_a_count_and_leaves_nothing_of_it() {
     let again = String::from_utf8(again.to_bytes()).unwrap();
     assert!(!again.contains("composefs_") && !again.contains("counts boots"), "{again}");
     assert_eq!(again.matches("menuentry ").count(), before.matches("menuentry ").count() + 1);
+}
+
+#[test]
+fn a_uki_of_the_older_form_is_counted_in_its_own_name() {
+    let machine = equipped(staged_the_older_way(), 3);
+    let ukis = || {
+        let dir = fs::read_dir(machine.path("esp/EFI/Linux")).unwrap().map(Result::unwrap);
+        let mut names: Vec<_> =
+            dir.filter(|file| file.path().is_file()).map(|file| file.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    run(&machine, "a", &["staged"]);
+    assert_eq!(ukis(), ["a.efi", "b+3.efi"]);
+    run(&machine, "a", &["staged"]);
+    assert_eq!(ukis(), ["a.efi", "b+3.efi"]);
+    let linux = machine.path("esp/EFI/Linux");
+    let started = |from: &str, to: &str| {
+        machine.reboot();
+        fs::rename(linux.join(from), linux.join(to)).unwrap();
+        variable(&machine, "LoaderBootCountPath", &format!("\\EFI\\Linux\\{to}"));
+        variable(&machine, "LoaderEntrySelected", "b.efi");
+    };
+    started("b+3.efi", "b+2-1.efi");
+    run(&machine, "b", &["arm"]);
+    assert!(machine.path("run").join(layout::TRIAL).exists());
+    run(&machine, "b", &["bless"]);
+    assert_eq!(ukis(), ["a.efi", "b.efi"]);
+    // One that has no tries left is not taken for the next one, and gets new ones when it is staged again.
+    started("b.efi", "b+0-3.efi");
+    fs::copy(linux.join("b+0-3.efi"), linux.join("b.efi.staged")).unwrap();
+    machine.stage("b");
+    run(&machine, "a", &["staged"]);
+    assert_eq!(ukis(), ["a.efi", "b+3.efi"]);
 }

@@ -16,7 +16,8 @@ use crate::{
 
 /// What boots next is the old deployment, or the new one with tries.
 fn assert_counted(machine: &Machine, when: &str) {
-    let first = machine.live().into_iter().find(|name| name.len() == 1).unwrap_or_else(|| panic!("{when}: nothing boots"));
+    let first =
+        machine.live().into_iter().find(|name| name.len() == 1).unwrap_or_else(|| panic!("{when}: nothing boots"));
     if first == "a" {
         return;
     }
@@ -35,8 +36,10 @@ fn check_exchange(how: &str) {
         for n in 1.. {
             let machine = machine(path, 2);
             let when = format!("{path:?} {how}:{n}");
-            let output =
-                command(&machine, "a", &["staged"]).env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}")).output().unwrap();
+            let output = command(&machine, "a", &["staged"])
+                .env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}"))
+                .output()
+                .unwrap();
             assert_counted(&machine, &when);
             // The machine goes on, or boots what there is; b fails at once, and a takes over.
             if n % 2 == 0 {
@@ -83,8 +86,10 @@ fn a_count_that_is_ended_is_ended_wherever_it_is_stopped() {
                     assert_eq!(boot(&machine), "b");
                     run(&machine, "b", &["arm"]);
                     let when = format!("{path:?} {verb} {how}:{n}");
-                    let stopped =
-                        command(&machine, "b", &[verb]).env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}")).output().unwrap();
+                    let stopped = command(&machine, "b", &[verb])
+                        .env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}"))
+                        .output()
+                        .unwrap();
                     assert!(machine.live().contains(&"a".to_owned()), "{when}");
                     assert_eq!(boot(&machine), "b", "{when}");
                     for verb in ["arm", "report", "bless"] {
@@ -114,8 +119,10 @@ fn a_machine_that_fell_back_remembers_it_wherever_it_is_stopped() {
                     run(&machine, "a", &["staged"]);
                     assert_eq!([boot(&machine), boot(&machine)], ["b", "a"]);
                     let when = format!("{path:?} {verb} {how}:{n}");
-                    let stopped =
-                        command(&machine, "a", &[verb]).env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}")).output().unwrap();
+                    let stopped = command(&machine, "a", &[verb])
+                        .env("COMPOSEFS_FINALIZE_FAIL", format!("{how}:{n}"))
+                        .output()
+                        .unwrap();
                     assert_eq!(boot(&machine), "a", "{when}");
                     run(&machine, "a", &["arm"]);
                     run(&machine, "a", &["report"]);

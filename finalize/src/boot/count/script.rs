@@ -39,7 +39,8 @@ pub struct Defaults {
 /// The script for the head of a menu.
 pub fn head(trial: &Trial, defaults: &Defaults) -> String {
     let Trial { deployment, tries, token } = trial;
-    let mut text = format!("{BEGIN} {deployment} {tries} {token}\nfunction composefs_count {{\n  set composefs_words=\n");
+    let mut text =
+        format!("{BEGIN} {deployment} {tries} {token}\nfunction composefs_count {{\n  set composefs_words=\n");
     text.push_str("  set composefs_now=\"${composefs_left}\"\n");
     for left in (1..=*tries).rev() {
         let word = if left == *tries { "if" } else { "elif" };

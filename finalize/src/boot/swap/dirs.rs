@@ -237,7 +237,9 @@ impl Exchange for Dirs {
         let why = match self.order {
             _ if trial.is_none() => None,
             Loader::SystemdBoot => None,
-            Loader::Grub if !self.generates => Some("GRUB reads the entries by itself here, and not a menu that counts"),
+            Loader::Grub if !self.generates => {
+                Some("GRUB reads the entries by itself here, and not a menu that counts")
+            }
             Loader::Grub if grub::counting(&self.afterwards(), trial).is_none() => {
                 Some("there is no other deployment to go back to")
             }
@@ -305,7 +307,8 @@ impl Exchange for Dirs {
             if self.next.of_deployment(self.order, &self.id).is_some() {
                 self.finish_one_by_one(&transit).context("rewriting loader/entries")?;
             } else if self.is_whole() {
-                sys::remove::file(&self.loader.open_dir(ENTRIES)?, &transit).context("removing the entry in transit")?;
+                sys::remove::file(&self.loader.open_dir(ENTRIES)?, &transit)
+                    .context("removing the entry in transit")?;
             }
         }
         self.remove_old().context("removing loader/entries.staged")?;

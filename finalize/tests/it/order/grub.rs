@@ -187,7 +187,10 @@ fn a_menu_that_counts_goes_back_when_no_try_is_left() {
             }
             let scene = Scene::new(&root);
             let block = format!("# GRUB Environment Block\n{block}");
-            assert_eq!(trial.counter(&Environment::parse(block.as_bytes())).is_some_and(|c| c.left == 0), block.contains("left=0") && !block.contains("older"));
+            assert_eq!(
+                trial.counter(&Environment::parse(block.as_bytes())).is_some_and(|c| c.left == 0),
+                block.contains("left=0") && !block.contains("older")
+            );
             fs::write(scene.dir.path().join("grubenv"), format!("{block:#<1024}")).unwrap();
             let found = scene.show(&format!("set prefix={}\nset timeout=-1\n{before}\n{menu}", scene.at));
             assert_eq!(found.lines.len(), 2);
