@@ -199,6 +199,10 @@ pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
     let _lock = Lock::take(&host.sysroot, stop)?;
     let booted = &host.booted.id;
     let mut left = vec![];
+    // What could not be found out when this boot began perhaps can now: a boot that is good must be found good.
+    if let Err(error) = trial::begin(host) {
+        left.push(error.context("looking whether this boot is counted"));
+    }
     let mut record = Record::read(&host.sysroot).unwrap_or_else(|error| {
         left.push(error);
         None

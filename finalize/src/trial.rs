@@ -147,6 +147,9 @@ pub fn begin(host: &Host) -> Result<()> {
     let Some(trial) = counted(&host.sysroot)? else { return Ok(()) };
     if is_counted(host, &trial)? {
         let run = open(&host.ambient.run)?;
+        if run.try_exists(TRIAL)? {
+            return Ok(());
+        }
         let write = || {
             sys::file::create_dir_all(&run, MARKER_DIR)?;
             sys::file::write_volatile(&run.open_dir(MARKER_DIR)?, name_of(TRIAL), 0o644, trial.token.as_bytes())

@@ -10,6 +10,7 @@ mod bootc_files;
 mod calls;
 mod counting;
 mod counting_crash;
+mod counting_forms;
 mod crash;
 mod discovery;
 mod endings;
