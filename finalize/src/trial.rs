@@ -7,7 +7,7 @@
 
 use std::{fmt, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cap_std::fs::Dir;
 use jiff::Timestamp;
 
@@ -50,13 +50,10 @@ pub fn counted(sysroot: &Dir) -> Result<Option<Trial>> {
 ///
 /// Those of writing.
 pub fn arm(host: &Host, id: &DeploymentId, config: &Config, staged: &mut Staged) -> Result<Option<String>> {
-    let trial = Trial::new(id.clone(), config.tries, host.boot_id.as_deref());
-    if staged.is_exchanged() {
-        return begin_again(host, &trial).map(|()| None);
-    }
-    if config.tries == 0 {
+    if config.tries == 0 || staged.is_exchanged() {
         return Ok(None);
     }
+    let trial = Trial::new(id.clone(), config.tries, host.boot_id.as_deref());
     let why_not = grub_cannot_count(host).map_or_else(|| staged.count(&trial), Err);
     if let Err(why) = why_not {
         return Ok(Some(format!("[boot] tries = {}: the boots of this update are not counted: {why}", config.tries)));
@@ -71,23 +68,6 @@ fn remember(host: &Host, trial: &Trial) -> Result<()> {
         sys::file::write_atomic(&host.sysroot.open_dir(FINALIZE_STATE)?, name_of(COUNTED), text.as_bytes())
     };
     write().with_context(|| format!("writing {COUNTED}"))
-}
-
-/// GRUB's menu names the deployment of `trial` first already, and GRUB has given the deployment up: a person has it tried once
-/// more. Its menu begins a count where the environment block has none.
-fn begin_again(host: &Host, trial: &Trial) -> Result<()> {
-    if place::loader(host)? != Loader::Grub {
-        return Ok(());
-    }
-    let is_spent = |item: &Item| item.counter.is_some_and(|counter| counter.left == 0);
-    if !look(host, trial)?.1.iter().any(is_spent) {
-        return Ok(());
-    }
-    if trial.tries == 0 {
-        return pins::set_grub(host, script::LEFT, Some(script::GOOD));
-    }
-    remember(host, trial)?;
-    pins::set_grub(host, script::TRIAL, None)
 }
 
 /// Why GRUB cannot write its environment block, where GRUB is the loader and cannot.
@@ -184,6 +164,24 @@ pub fn fallen(host: &Host) -> Result<Option<Failed>> {
 /// Those of unlink(2).
 pub fn forget(sysroot: &Dir) -> Result<()> {
     sys::remove::file(sysroot, COUNTED).with_context(|| format!("removing {COUNTED}"))
+}
+
+/// Forgets that deployment `id` has failed: it may be staged again. GRUB's menu names it first, though it is passed over, so it is
+/// taken out of the menu: else it would be taken for one that has been exchanged already.
+///
+/// # Errors
+///
+/// When `id` is booted, and those of reading and writing.
+pub fn try_again(host: &Host, id: &DeploymentId) -> Result<()> {
+    ensure!(*id != host.booted.id, "{} is booted", id.short());
+    if place::loader(host)? == Loader::Grub {
+        let trial = Trial::new(id.clone(), 0, None);
+        for place in look(host, &trial)?.0 {
+            count::forgo::forgo(&place, id).with_context(|| format!("taking {} out of GRUB's menu", id.short()))?;
+        }
+    }
+    failed::remove(&host.sysroot, id)?;
+    Ok(())
 }
 
 /// What [`bless`] found.

@@ -7,6 +7,7 @@
 //! written at two places at once.
 
 pub mod bless;
+pub mod forgo;
 pub mod script;
 
 use serde::{Deserialize, Serialize};

@@ -129,7 +129,7 @@ impl Decision {
             (None, Some(next)) => match self.order.iter().find(|item| item.deployment.as_ref() == Some(id)) {
                 Some(item) if item.counter.is_some_and(|counter| counter.left == 0) => {
                     format!(
-                        "{} has no tries left, so {} starts next; stage {} again",
+                        "{} has no tries left, so {} starts next; composefs-finalize try-again {}, then stage it again",
                         item.name,
                         name(next),
                         id.short()

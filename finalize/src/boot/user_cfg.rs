@@ -104,6 +104,17 @@ impl UserCfg {
         Self(merged)
     }
 
+    /// This menu without the menuentries of deployment `id`, and without a count.
+    pub fn without(&self, id: &DeploymentId) -> Self {
+        let is_of = |text: &str| grub::chainloaded(text).iter().any(|(_, path)| id_of_uki(path).as_ref() == Some(id));
+        let kept = pieces(&self.0).into_iter().filter_map(|piece| match piece {
+            Piece::Ours(text) => (!is_of(text)).then(|| script::not_counting(text)),
+            Piece::Entry(text) | Piece::Text(text) => Some(text.to_owned()),
+            Piece::Count(_) => None,
+        });
+        Self(kept.collect())
+    }
+
     /// This menu, where GRUB counts the boots of the deployment of `trial`; none where there is no other one to go back to.
     pub fn counting(&self, trial: &Trial) -> Option<Self> {
         let titled: Vec<_> =

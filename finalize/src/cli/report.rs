@@ -188,12 +188,14 @@ pub fn is_counted(ambient: &Ambient, out: &mut dyn Write) -> ExitCode {
 pub fn try_again(host: &Host, name: &str, out: &mut dyn Write) -> Result<()> {
     let stop = in_time(host)?;
     let _lock = Lock::take(&host.sysroot, &stop)?;
+    let whole = name.parse().ok();
     let all = failed::all(&host.sysroot)?.into_iter().map(|failed| failed.deployment);
-    let mut found = all.filter(|id| !name.is_empty() && id.as_str().starts_with(name));
+    let mut found =
+        all.filter(|id| !name.is_empty() && id.as_str().starts_with(name) && whole.is_none()).chain(whole.clone());
     let (Some(id), None) = (found.next(), found.next()) else {
         bail!("no deployment, or more than one, whose name begins with {name:?} has failed: see {}", layout::FAILED);
     };
-    failed::remove(&host.sysroot, &id)?;
+    trial::try_again(host, &id)?;
     say(out, &format!("{} may be staged again", id.short()));
     Ok(())
 }

@@ -236,6 +236,8 @@ fn after_the_tries_the_old_deployment_boots_and_says_why_and_the_new_one_is_not_
         assert_eq!(json(&machine, "a")["next"], id("a").as_str());
         // A person forces it.
         run(&machine, "a", &["try-again", "bbbb"]);
+        assert_eq!(json(&machine, "a")["next"], id("a").as_str());
+        edit_staged(&machine);
         run(&machine, "a", &["staged", "--boot-id", "another"]);
         assert_eq!((boot(&machine).as_str(), counter(&machine, "b")), ("b", Some((1, 1))), "{path:?}");
         run(&machine, "b", &["arm"]);
@@ -244,6 +246,17 @@ fn after_the_tries_the_old_deployment_boots_and_says_why_and_the_new_one_is_not_
         if path.0 == Loader::SystemdBoot {
             assert!(!names(&machine).iter().any(|name| name.contains('+')), "{:?}", names(&machine));
         }
+        let all = machine.tree(&machine.path("."));
+        let edited = all.iter().filter(|(path, (_, text))| !path.contains("trash") && text.contains("version 1.1\n"));
+        assert_eq!(edited.count(), usize::from(path != (Loader::Grub, BootType::Uki)), "the entry is the new one");
+    }
+}
+
+/// What is staged now is not what was staged before.
+fn edit_staged(machine: &Machine) {
+    let staged = machine.boot("loader/entries.staged/bootc_x-1-1.conf");
+    if let Ok(text) = fs::read_to_string(&staged) {
+        fs::write(staged, text.replace("version 1\n", "version 1.1\n")).unwrap();
     }
 }
 
