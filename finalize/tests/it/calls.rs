@@ -180,6 +180,7 @@ fn every_changing_call_is_announced() {
             ("the end of the count", booted("b", &["bless"])),
             ("arm after the tries", booted("a", &["arm"])),
             ("the report after the tries", booted("a", &["report"])),
+            ("another try", booted("a", &["try-again", "bbbb"])),
         ];
         for (what, command) in runs {
             match what {

@@ -261,7 +261,7 @@ fn edit_staged(machine: &Machine) {
 }
 
 /// Stages `b` again, as it was staged the first time.
-fn restage(machine: &Machine) {
+pub fn restage(machine: &Machine) {
     let fresh = Machine::booting(machine.loader, machine.boot_type);
     for path in ["esp/loader/entries.staged", "sysroot/boot/loader/entries.staged"] {
         for (name, (_, text)) in fresh.tree(&fresh.path(path)) {

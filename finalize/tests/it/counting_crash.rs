@@ -10,8 +10,8 @@ use finalize::{
 };
 
 use crate::{
-    counting::{boot, command, counter, entry, has_failed, machine, menu, run},
-    machine::{Machine, PATHS},
+    counting::{boot, command, counter, entry, has_failed, machine, menu, restage, run},
+    machine::{Machine, PATHS, id},
 };
 
 /// What boots next is the old deployment, or the new one with tries.
@@ -160,4 +160,32 @@ fn an_entry_in_transit_is_counted_and_put_in_order() {
         assert_eq!(entry(&machine, "b").as_deref(), Some("bootc_x-1-1.conf"), "exit:{n}");
     }
     assert!(seen > 3, "{seen}");
+}
+
+/// A person has a deployment tried again, and is cut off: the old one boots, and the next time it is done.
+#[test]
+fn another_try_is_finished_wherever_it_was_stopped() {
+    for path in PATHS {
+        for n in 1.. {
+            let machine = machine(path, 1);
+            run(&machine, "a", &["staged"]);
+            assert_eq!([boot(&machine), boot(&machine)], ["b", "a"]);
+            run(&machine, "a", &["report"]);
+            let when = format!("{path:?} exit:{n}");
+            let fail = format!("exit:{n}");
+            let again = ["try-again", "bbbb"];
+            let stopped = command(&machine, "a", &again).env("COMPOSEFS_FINALIZE_FAIL", fail).output().unwrap();
+            assert_eq!(boot(&machine), "a", "{when}");
+            run(&machine, "a", &["try-again", id("b").as_str()]);
+            assert!(!has_failed(&machine, "b"), "{when}");
+            restage(&machine);
+            run(&machine, "a", &["staged", "--boot-id", "another"]);
+            assert_eq!(counter(&machine, "b"), Some((1, 0)), "{when}");
+            assert_eq!(boot(&machine), "b", "{when}");
+            if stopped.status.success() {
+                assert!(n > 2, "only {n} calls were counted");
+                break;
+            }
+        }
+    }
 }
