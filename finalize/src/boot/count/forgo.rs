@@ -19,7 +19,8 @@ use crate::{
 };
 
 /// Takes deployment `id` out of the menu at `place`, durably. Only a menu that counts the boots of `id` is changed, and it keeps
-/// another deployment: at every instant one of both menus is there as a whole.
+/// another deployment: at every instant one of both menus is there as a whole. The one that is generated goes last: as long as it
+/// counts, this can be done again.
 ///
 /// # Errors
 ///
@@ -46,12 +47,12 @@ pub fn forgo(place: &Place, id: &DeploymentId) -> Result<()> {
             let kept: Entries = kept.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
             if live.get(grub::GENERATED).is_some_and(is_counted) && kept.first_deployment(Loader::Grub).is_some() {
                 let dir = loader.open_dir(ENTRIES).context("opening loader/entries")?;
-                sys::file::write_atomic(&dir, grub::GENERATED, grub::menuentries(&kept).as_bytes())
-                    .context("writing loader/entries/grub.cfg")?;
-                settle(&dir)?;
                 for (name, _) in gone {
                     sys::remove::file(&dir, name).with_context(|| format!("removing loader/entries/{name}"))?;
                 }
+                sys::sync::file_system(dir.open(".")?).context("syncing the boot file system")?;
+                sys::file::write_atomic(&dir, grub::GENERATED, grub::menuentries(&kept).as_bytes())
+                    .context("writing loader/entries/grub.cfg")?;
                 settle(&dir)?;
             }
         }
