@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     deployment::{Deployment, Originals},
     digest::DeploymentId,
+    failed::{self, Failed},
     host::{Host, place},
     layout::MARKER,
     lock::Lock,
@@ -17,6 +18,7 @@ use crate::{
     record::{Durably, Ending, NextBoot, Record},
     staged::Marker,
     stop::Stop,
+    trial,
 };
 
 /// What [`arm`] found.
@@ -32,6 +34,8 @@ pub enum Armed {
     Cancelled(DeploymentId),
     /// The deployment or the entries that staged it are gone, and how; the update is forgotten.
     Forgotten(DeploymentId, anyhow::Error),
+    /// The boot loader has given the deployment up; the update is forgotten.
+    Failed(Failed),
     /// Nobody can tell whether the deployment is still staged, and why.
     Unknown(DeploymentId, anyhow::Error),
 }
@@ -46,6 +50,7 @@ impl fmt::Display for Armed {
             Self::Forgotten(id, why) => {
                 write!(f, "forgot update {}, staged before the last restart: no longer staged: {why:#}", id.short())
             }
+            Self::Failed(failed) => write!(f, "forgot update {}: {failed}", failed.deployment.short()),
             Self::Unknown(id, why) => {
                 write!(f, "did not resume update {}, staged before the last restart: {why:#}; ", id.short())?;
                 f.write_str("the next boot tries again")
@@ -57,7 +62,7 @@ impl fmt::Display for Armed {
 impl Armed {
     /// Whether a person should look.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::Forgotten(..) | Self::Unknown(..))
+        matches!(self, Self::Forgotten(..) | Self::Failed(_) | Self::Unknown(..))
     }
 }
 
@@ -68,6 +73,10 @@ impl Armed {
 ///
 /// Those of reading and writing; a malformed file names itself.
 pub fn arm(host: &Host, stop: &Stop) -> Result<Armed> {
+    // A boot must not fail because of what counts boots.
+    if let Err(error) = trial::begin(host) {
+        tracing::warn!("whether this boot is counted is not known: {error:#}");
+    }
     if host.marker()?.is_none() && pending::remembered(&host.sysroot)?.is_none() {
         return pending::remove(host, MARKER).map(|()| Armed::Nothing);
     }
@@ -80,6 +89,11 @@ pub fn arm(host: &Host, stop: &Stop) -> Result<Armed> {
         Waiting::Cancelled(id) => return pending::drop_all(host).map(|()| Armed::Cancelled(id)),
         // A marker of the booted deployment is left over from a soft reboot.
         Waiting::Nothing | Waiting::Again(_) => pending::remove(host, MARKER)?,
+    }
+    let reminded = pending::remembered(&host.sysroot)?.map(|marker| marker.depl_id);
+    if let Some(failed) = reminded.and_then(|id| failed::of_or_warn(&host.sysroot, &id)) {
+        pending::drop_all(host)?;
+        return Ok(Armed::Failed(failed));
     }
     Ok(match Reminder::find(host, &host.config(&mut vec![]), stop)? {
         // `report` does what is left to do for the booted deployment.
@@ -116,6 +130,8 @@ pub enum Verdict {
     NotBooted(DeploymentId),
     /// The deployment was finalized, and a rollback has chosen another one, which has booted.
     RolledBack(DeploymentId),
+    /// The boot loader has given the finalized deployment up.
+    FellBack(Failed),
     /// The deployment was finalized, and the machine has not been started by its boot loader since.
     NotRestarted(DeploymentId),
     /// The deployment has its merged /etc, and the boot entries are not ours to change.
@@ -149,6 +165,7 @@ impl fmt::Display for Verdict {
                     id.short()
                 )
             }
+            Self::FellBack(failed) => write!(f, "the boot loader has gone back to the deployment before: {failed}"),
             Self::NotRestarted(id) => {
                 write!(f, "{} was finalized and boots at the next full reboot; a soft reboot ", id.short())?;
                 f.write_str("does not start the boot loader")
@@ -191,6 +208,10 @@ pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
     let _lock = Lock::take(&host.sysroot, stop)?;
     let booted = &host.booted.id;
     let mut left = vec![];
+    // What could not be found out when this boot began perhaps can now: a boot that is good must be found good.
+    if let Err(error) = trial::begin(host) {
+        left.push(error.context("looking whether this boot is counted"));
+    }
     let mut record = Record::read(&host.sysroot).unwrap_or_else(|error| {
         left.push(error);
         None
@@ -198,6 +219,17 @@ pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
     let reminded = pending::remembered(&host.sysroot)?.is_some_and(|marker| marker.depl_id == *booted);
     let is_of_booted = record.as_ref().is_some_and(|record| record.to.as_ref() == Some(booted));
     let told = record.as_ref().and_then(|record| record.next_boot.as_ref()).map(|next| next.booted.clone());
+    let fallen = trial::fallen(host).unwrap_or_else(|error| {
+        left.push(error.context("looking whether the boot loader has given a deployment up"));
+        None
+    });
+    if let Some(fallen) = fallen {
+        fall_back(host, record, &fallen)?;
+        if let Err(error) = finish(host, false, false) {
+            left.push(error);
+        }
+        return Ok(Report { verdict: Verdict::FellBack(fallen), left });
+    }
     let verdict = match &record {
         _ if reminded || is_of_booted && told.as_ref() != Some(booted) => Verdict::Booted(booted.clone()),
         Some(record) if told.is_none() => judge(host, record)?,
@@ -219,6 +251,19 @@ pub fn report(host: &Host, stop: &Stop) -> Result<Report> {
         record.write(&host.sysroot, Durably::Name)?;
     }
     Ok(Report { verdict, left })
+}
+
+/// Writes down, durably and in this order: the deployment is not taken again, what became of the finalization, and that nothing
+/// is counted any more.
+fn fall_back(host: &Host, record: Option<Record>, fallen: &Failed) -> Result<()> {
+    failed::add(&host.sysroot, fallen)?;
+    if let Some(mut record) = record.filter(|record| record.to.as_ref() == Some(&fallen.deployment)) {
+        record.outcome = Ending::FellBack;
+        record.next_boot = Some(NextBoot { booted: host.booted.id.clone(), at: Timestamp::now() });
+        record.notes.push(fallen.to_string());
+        record.write(&host.sysroot, Durably::Name)?;
+    }
+    trial::forget(&host.sysroot)
 }
 
 /// What `record`, which is of another deployment than the booted one and was not judged yet, came to.

@@ -2,6 +2,7 @@
 
 pub mod arrange;
 pub mod bls;
+pub mod count;
 pub mod entries;
 pub mod grub;
 pub(crate) mod live;

@@ -64,6 +64,21 @@ enum Command {
     Prepare(Ambient),
     /// Say what became of the last finalization; run at boot
     Report(Ambient),
+    /// End the count of boots: the booted deployment is good; run when boot-complete.target is reached
+    Bless {
+        /// Only tell, by the exit code, whether systemd-boot has counted what it has started
+        #[arg(long)]
+        check: bool,
+        #[command(flatten)]
+        ambient: Ambient,
+    },
+    /// Forget that the boot loader has given a deployment up; it may be staged again
+    TryAgain {
+        /// The deployment, or the beginning of its name
+        deployment: String,
+        #[command(flatten)]
+        ambient: Ambient,
+    },
     /// What changed in /etc here, and the merge engine on any three directories
     #[command(subcommand)]
     Etc(etc::Etc),
@@ -90,6 +105,13 @@ impl Cli {
             Command::Arm(ambient) => report::arm(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Prepare(ambient) => report::prepare(&Host::open(&ambient, Access::Write)?, out)?,
             Command::Report(ambient) => report::report(&Host::open(&ambient, Access::Write)?, out)?,
+            Command::Bless { check: true, ambient } => {
+                return Ok(report::is_counted(&ambient, out));
+            }
+            Command::Bless { check: false, ambient } => report::bless(&Host::open(&ambient, Access::Write)?, out)?,
+            Command::TryAgain { deployment, ambient } => {
+                report::try_again(&Host::open(&ambient, Access::Write)?, &deployment, out)?;
+            }
             Command::Etc(command) => return command.run(out),
         }
         Ok(ExitCode::SUCCESS)

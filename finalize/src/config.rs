@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context, Result};
 use toml::de::{DeTable, DeValue};
 
-use crate::etc::policy::{Accounts, Keep, Policy, Rule};
+use crate::{
+    boot::count::MOST,
+    etc::policy::{Accounts, Keep, Policy, Rule},
+};
 
 /// The settings, with their defaults.
 #[derive(Debug, Clone)]
@@ -21,6 +24,8 @@ pub struct Config {
     pub update_boot: bool,
     /// Whether what pins another entry than the new one is removed.
     pub unpin: bool,
+    /// How often the boot loader tries the new deployment before it goes back to the old one (`[boot] tries`); 0 for ever.
+    pub tries: u32,
     /// How often what may pass is tried again (`[finalize] retry-attempts`).
     pub retry_attempts: u32,
     /// When to give up, in seconds (`[finalize] timeout-seconds`).
@@ -38,6 +43,7 @@ impl Default for Config {
             merge_etc: true,
             update_boot: true,
             unpin: false,
+            tries: 0,
             retry_attempts: 2,
             timeout_seconds: 240,
             rollback_on_failure: true,
@@ -113,6 +119,7 @@ impl Config {
             "etc.follow-ids" => self.policy.follow_ids = boolean(value)?,
             "etc.ignore" => self.policy.ignore.extend(globs(value)?),
             "boot.update" => self.update_boot = boolean(value)?,
+            "boot.tries" => self.tries = tries(value)?,
             "boot.unpin" => self.unpin = boolean(value)?,
             "finalize.retry-attempts" => self.retry_attempts = number(value)?,
             "finalize.timeout-seconds" => self.timeout_seconds = number(value)?,
@@ -144,6 +151,10 @@ fn boolean(value: &DeValue<'_>) -> Result<bool, Wrong> {
 fn number<N: std::str::FromStr>(value: &DeValue<'_>) -> Result<N, Wrong> {
     let integer = value.as_integer().filter(|integer| integer.radix() == 10);
     integer.and_then(|integer| integer.as_str().parse().ok()).ok_or_else(|| wrong("a whole number, not negative"))
+}
+
+fn tries(value: &DeValue<'_>) -> Result<u32, Wrong> {
+    number(value).ok().filter(|tries| *tries <= MOST).ok_or_else(|| wrong(&format!("a whole number up to {MOST}")))
 }
 
 fn choice<T: Copy>(value: &DeValue<'_>, all: &[(&str, T)]) -> Result<T, Wrong> {

@@ -186,6 +186,13 @@ impl Host {
         Ok(Some(marker).filter(|marker| marker.depl_id != self.booted.id))
     }
 
+    /// Whether the kernel command line has the word `key`, with or without a value.
+    pub fn has_word(&self, key: &str) -> bool {
+        let of_kernel = || std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        let text = self.ambient.cmdline.clone().unwrap_or_else(of_kernel);
+        crate::cmdline::words(&text).any(|word| word.split('=').next() == Some(key))
+    }
+
     /// The live /etc, as a private mount without what is mounted below it.
     ///
     /// # Errors

@@ -29,6 +29,11 @@ pub const UNFINISHED: MessageId = MessageId(0x5785a151_96684bc3_85fe7dde_52c69a8
 /// A staged update needs attention before the next shutdown.
 pub const ATTENTION: MessageId = MessageId(0xc3ab435e_699d2619_ede1776f_688ff8bd);
 
+/// The boot loader has given the finalized deployment up: the one before it has booted.
+pub const FELL_BACK: MessageId = MessageId(0xd485c61e_d889abd1_e0eab4dc_f0f6c435);
+/// The booted deployment is found good: its boots are not counted any more.
+pub const GOOD: MessageId = MessageId(0x4d838577_6f6d6500_ca243aa0_c11696f0);
+
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
@@ -158,7 +163,8 @@ mod tests {
     #[test]
     fn an_id_has_32_digits() {
         assert_eq!(MessageId(0x1f).to_string(), "0000000000000000000000000000001f");
-        let all = [FINALIZED, FAILED, REFUSED, BOOTED, NOT_BOOTED, UNFINISHED, ATTENTION].map(|id| id.to_string());
+        let all = [FINALIZED, FAILED, REFUSED, BOOTED, NOT_BOOTED, UNFINISHED, ATTENTION, FELL_BACK, GOOD]
+            .map(|id| id.to_string());
         assert!(all.iter().all(|id| id.len() == 32 && all.iter().filter(|other| *other == id).count() == 1));
     }
 }

@@ -17,7 +17,7 @@ pub const DEPLOYMENTS: &str = "state/deploy";
 pub const SHARED_VAR: &str = "state/os/default/var";
 /// What `state/deploy/<D>/var` links to.
 pub const VAR_LINK: &str = "../../os/default/var";
-/// *Ours*: the directory of the two files below.
+/// *Ours*: the directory of the files below.
 pub const FINALIZE_STATE: &str = "state/finalize";
 /// *Ours*: the staged deployment; outlives a crash, unlike [`MARKER`].
 pub const STAGED: &str = "state/finalize/staged.json";
@@ -33,6 +33,10 @@ pub const ROLLBACK: &str = "state/finalize/rollback.json";
 pub const STATE_TRASH: &str = "state/finalize/trash";
 /// *Ours*: a kernel directory that is being removed, beside where it was; always safe to delete.
 pub const KERNEL_TRASH: &str = "composefs-finalize.trash";
+/// *Ours*: the deployment whose boots the boot loader counts.
+pub const COUNTED: &str = "state/finalize/counted.json";
+/// *Ours*: deployments that the boot loader has given up, for everybody.
+pub const FAILED: &str = "state/finalize/failed.json";
 /// *Ours*: held while a finalization runs.
 pub const LOCK: &str = "state/finalize/lock";
 
@@ -61,6 +65,8 @@ pub const MARKER_DIR: &str = "composefs";
 pub const MARKER: &str = "composefs/staged-deployment";
 /// *Ours*: the staged deployment that a finalization of this boot has met, below `/run`.
 pub const MET: &str = "composefs/met-deployment";
+/// *Ours*: this boot is counted, and was not found good yet; below `/run`.
+pub const TRIAL: &str = "composefs/trial";
 /// *Ours*: what was done ahead for the finalization of the staged deployment, below `/run`; root's, and this program's own.
 pub const PREPARED: &str = "composefs/prepared";
 /// *Ours*: what will become of the staged update, for everybody, below `/run`.

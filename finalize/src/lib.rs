@@ -11,6 +11,7 @@ pub(crate) mod counts;
 pub(crate) mod deployment;
 pub mod digest;
 pub mod etc;
+pub mod failed;
 pub(crate) mod gc;
 pub mod host;
 pub mod journal;
@@ -31,6 +32,7 @@ pub(crate) mod status;
 pub mod stop;
 pub mod sys;
 pub(crate) mod trees;
+pub(crate) mod trial;
 pub mod unstage;
 pub(crate) mod update;
 
@@ -144,6 +146,13 @@ fn locked(host: &Host, stop: &mut Stop, progress: &mut Progress, next: &mut Opti
         },
     };
     progress.record.to = Some(id.clone());
+    if let Some(failed) = failed::of_or_warn(&host.sysroot, &id) {
+        progress.record.error.push(failed.to_string());
+        progress.record.next = Next::find(host, Some(&id)).id().cloned();
+        progress.end(Ending::Refused);
+        progress.record.write(&host.sysroot, Durably::Name)?;
+        return Ok(Outcome::Recorded(Box::new(progress.record.clone())));
+    }
     let staged = Deployment::open(&host.sysroot, &id)?;
     // What was done ahead is used once: from here on it may be changed.
     let prepared = Prepared::take(host, &id, &config).unwrap_or_default();

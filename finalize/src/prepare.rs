@@ -17,6 +17,7 @@ use crate::{
     deployment::Deployment,
     digest::DeploymentId,
     etc::{Ahead, Merge},
+    failed,
     host::{Access, Host, open},
     layout::{MARKER_DIR, PREPARED, name_of},
     lock::Lock,
@@ -101,6 +102,7 @@ pub fn prepare(host: &Host, marker: &Marker, stop: &Stop) -> Result<Option<Outlo
     }
     let mut outlook = Outlook::of(id.clone());
     let config = host.config(&mut outlook.attention);
+    outlook.attention.extend(failed::of_or_warn(&host.sysroot, id).map(|failed| failed.to_string()));
     pending::remove(host, PREPARED)?;
     // Whoever looks at a boot file system does not mount it writable.
     let look = Host::open(&host.ambient, Access::Read)?;

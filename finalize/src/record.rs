@@ -35,6 +35,8 @@ pub enum Ending {
     Failed,
     /// A conflict is set to `fail`: this run has written nothing.
     Refused,
+    /// The staged deployment was made to boot, and the boot loader has given it up since (`[boot] tries`).
+    FellBack,
     /// The word of a newer version.
     #[serde(untagged)]
     Unknown(String),
@@ -285,6 +287,9 @@ impl fmt::Display for Record {
                     _ => "not applied; the boot entries are unchanged",
                 };
                 write!(f, "update {to}: {next}")?;
+            }
+            Ending::FellBack => {
+                write!(f, "finalized {to}, but its boots failed: the deployment before it boots again")?
             }
             Ending::Failed => write!(f, "finalizing {to} failed at step {}", self.step.name())?,
             Ending::Unknown(word) => write!(f, "finalizing {to} ended with {word}, a word of a newer version")?,

@@ -13,6 +13,7 @@ use crate::{
     cmdline::Verity,
     deployment::Deployment,
     digest::DeploymentId,
+    failed::{self, Failed},
     host::{Host, menu, place},
     layout::{DEPLOYMENTS, ROLLBACK, STAGED},
     outlook::Outlook,
@@ -48,6 +49,8 @@ pub struct Status {
     pub deployments: Vec<Deployed>,
     /// The last finalization.
     pub record: Option<Record>,
+    /// The finalized deployment, where the boot loader has given it up.
+    pub failed: Option<Failed>,
     /// What a person should look at, a sentence each; also what could not be found out, and why.
     pub attention: Vec<String>,
 }
@@ -122,6 +125,9 @@ impl Status {
         let staged = staged(host, &mut attention);
         let loader = attention.known(place::loader(host));
         let record = attention.known(Record::read(&host.sysroot)).flatten();
+        let to = record.as_ref().and_then(|record| record.to.as_ref());
+        let failed = to.and_then(|id| attention.known(failed::of(&host.sysroot, id)).flatten());
+        failed.iter().for_each(|failed| attention.say(failed.to_string()));
         let booted = attention.known(Deployment::open(&host.sysroot, &host.booted.id));
         let boot_type = booted.map(|booted| booted.origin.boot_type);
         let places = attention
@@ -153,7 +159,20 @@ impl Status {
         attention.lines.extend(staged.iter().flat_map(|it| &it.outlook).flat_map(|outlook| outlook.attention.clone()));
         let booted = Booted { id: host.booted.id.clone(), verity_required: host.booted.verity == Verity::Required };
         let attention = attention.into_lines();
-        Self { schema: 1, booted, staged, next, fallback, pinned, loader, boot_type, deployments, record, attention }
+        Self {
+            schema: 1,
+            booted,
+            staged,
+            next,
+            fallback,
+            pinned,
+            loader,
+            boot_type,
+            failed,
+            deployments,
+            record,
+            attention,
+        }
     }
 }
 

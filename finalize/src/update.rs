@@ -21,7 +21,7 @@ use crate::{
     record::{Durably, Record, Step},
     staged::Marker,
     stop::Stop,
-    sys,
+    sys, trial,
 };
 
 /// A staged deployment, and where the boot loader will find it.
@@ -115,12 +115,14 @@ impl<'a> Update<'a> {
         progress: &mut Progress,
     ) -> Result<Durable> {
         let untouched = staged.is_untouched();
+        let mut staged = staged;
         let mut done = Done::default();
         let written = self
             .write_etc(merge, &mut done.placing, stop, progress)
             .and_then(|()| {
                 stop.check()?;
                 progress.step(Step::Exchange);
+                progress.record.notes.extend(trial::arm(self.host, &self.staged.id, &self.config, &mut staged)?);
                 staged.sync()
             })
             .and_then(|synced| {

@@ -18,6 +18,7 @@ use crate::{
     arch::{self, Arch},
     oci::{Corrupt, Rejected},
     plan::NoRoom,
+    stage::Failing,
     store::NoSpace,
     system::{CannotBoot, Incomplete},
     workshop::Workshop,
@@ -101,7 +102,7 @@ pub fn code(error: &Error) -> ExitCode {
     let refused = |cause: &(dyn std::error::Error + 'static)| {
         let of_image =
             cause.is::<Corrupt>() || cause.is::<Incomplete>() || cause.is::<CannotBoot>() || cause.is::<Rejected>();
-        of_image || cause.is::<NoRoom>() || cause.is::<NoSpace>()
+        of_image || cause.is::<NoRoom>() || cause.is::<NoSpace>() || cause.is::<Failing>()
     };
     match error {
         _ if error.is::<clap::Error>() => ExitCode::from(2),

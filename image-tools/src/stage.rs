@@ -6,12 +6,13 @@
 
 use std::{fmt, io, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cap_std::fs::Dir;
 use finalize::{
     boot::{Place, entries::Entries, user_cfg},
     cmdline::{Target, Verity},
     digest::DeploymentId,
+    failed,
     host::Ambient,
     layout::{self, ENTRIES, ETC},
     staged::{Marker, Origin},
@@ -55,6 +56,11 @@ pub struct Request {
     /// The machine.
     pub ambient: Ambient,
 }
+
+/// The image has been tried, and the boot loader has gone back.
+#[derive(Debug, thiserror::Error)]
+#[error("this update has failed: {0}")]
+pub struct Failing(String);
 
 /// What there is to say of an update.
 #[derive(Debug, serde::Serialize)]
@@ -119,7 +125,8 @@ struct Offer {
 
 /// Looks for the image, and whether the machine has it.
 fn look(request: &Request, workshop: &Workshop, scratch: &Path) -> Result<Offer> {
-    let machine = Staging::open(&request.ambient, &Stop::at_signal().context("listening for signals")?)?;
+    // A signal ends this program wherever it is: that is no worse than a power cut.
+    let machine = Staging::open(&request.ambient, &Stop::never())?;
     let visible = request.ambient.sysroot.join(layout::REPOSITORY);
     let store = Store::of_machine(&machine.host.sysroot, &visible, scratch)?;
     let booted = &machine.host.booted.id;
@@ -190,6 +197,11 @@ pub fn stage(request: &Request, workshop: &Workshop) -> Result<Outcome> {
         (false, None) => {}
     }
     let Offer { machine, store, running, image, target, mut about } = offer;
+    // Known by its name before it is fetched once more, where the deployment is still there.
+    for failed in failed::all(&machine.host.sysroot)? {
+        let is_it = |origin: Origin| origin.manifest_digest.as_ref() == Some(&about.digest);
+        ensure!(!machine.origin(&failed.deployment).is_ok_and(is_it), Failing(failed.to_string()));
+    }
     let sites = machine.sites(running.boot_type)?;
     NoSpace::check(&machine.host.sysroot, about.to_fetch, ROOT)?;
     let system = System::pull(image, &store, running.boot_type)?;
@@ -199,6 +211,9 @@ pub fn stage(request: &Request, workshop: &Workshop) -> Result<Outcome> {
         return Ok(Outcome::UpToDate(about));
     }
     boots_here(&system, &store)?;
+    if let Some(failed) = failed::of(&machine.host.sysroot, &system.id)? {
+        bail!(Failing(failed.to_string()));
+    }
     let before = Running::read(&store, &machine.host.booted.id, &system)?;
     let named = Target { id: system.id.clone(), ..machine.host.booted.clone() };
     let update = Update { running: &before, system: &system, target: named };

@@ -17,8 +17,10 @@ installkernel() {
 install() {
     inst /usr/lib/composefs/composefs-setup-root
     inst_simple "$moddir/setup-root-conf.toml" /usr/lib/composefs/setup-root-conf.toml
-    for unit in composefs-setup-root.service composefs-setup-root-retry.service; do
+    for unit in composefs-setup-root.service composefs-setup-root-retry.service composefs-setup-root-panic.service; do
         inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
     done
     $SYSTEMCTL -q --root "$initdir" add-wants initrd-root-fs.target composefs-setup-root.service
+    $SYSTEMCTL -q --root "$initdir" add-wants sysinit.target composefs-setup-root-panic.service
+    $SYSTEMCTL -q --root "$initdir" add-wants emergency.target composefs-setup-root-retry.service
 }

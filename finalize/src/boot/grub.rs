@@ -5,7 +5,16 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use super::{Loader, bls::Entry, entries::Entries, order};
+use super::{
+    Loader,
+    bls::Entry,
+    count::{
+        Trial,
+        script::{self, Defaults},
+    },
+    entries::Entries,
+    order,
+};
 use crate::{cmdline, digest::DeploymentId, layout};
 
 /// The name of the generated file. It lies between the entries, so that it is exchanged with them.
@@ -32,11 +41,20 @@ pub fn homes(program: &[u8]) -> BTreeSet<String> {
 /// The keys that GRUB's own reader of entries honours (`blscfg`, "GRUB-specific keys") are honoured: `grub_users`,
 /// `grub_class`, `grub_hotkey`, `grub_arg`. Titles that are equal get what tells them apart.
 pub fn menuentries(entries: &Entries) -> String {
+    counting(entries, None).unwrap_or_default()
+}
+
+/// The same, where GRUB counts the boots of the deployment of `trial`; none where there is no other one to go back to.
+pub fn counting(entries: &Entries, trial: Option<&Trial>) -> Option<String> {
     let mut text = "# Generated from the .conf files beside it.\n".to_owned();
     let entries = entries.ordered(Loader::Grub);
+    if let Some(trial) = trial {
+        text.push_str(&script::head(trial, &defaults(&entries, trial)?));
+    }
     for ((name, entry), title) in entries.iter().zip(order::titles(&entries)) {
-        let Some(commands) = commands(entry) else { continue };
-        let id = name.trim_end_matches(".conf");
+        let is_counted = trial.is_some_and(|trial| entry.deployment().as_ref() == Some(&trial.deployment));
+        let Some(commands) = commands(entry, is_counted) else { continue };
+        let id = id_of(name);
         _ = write!(text, "menuentry {}", quoted(&title));
         for (key, flag) in [("grub_class", "--class"), ("grub_users", "--users"), ("grub_hotkey", "--hotkey")] {
             for value in entry.values(key) {
@@ -48,7 +66,30 @@ pub fn menuentries(entries: &Entries) -> String {
         }
         _ = write!(text, " --id {} {{\n{commands}}}\n", quoted(id));
     }
-    text
+    Some(text)
+}
+
+/// Whether `text` is the menu of these entries, counting or not.
+pub fn is_menu_of(text: &str, entries: &Entries) -> bool {
+    text == menuentries(entries) || counting(entries, script::trial(text).as_ref()).as_deref() == Some(text)
+}
+
+/// The menuentry's id for an entry in the file `name`.
+fn id_of(name: &str) -> &str {
+    name.trim_end_matches(".conf")
+}
+
+/// Which menuentry is the new deployment's, and which one is that to go back to.
+fn defaults(entries: &[(&str, Entry)], trial: &Trial) -> Option<Defaults> {
+    let of = |is_new: bool| {
+        entries.iter().position(|(_, entry)| {
+            entry.deployment().is_some_and(|id| (id == trial.deployment) == is_new) && commands(entry, false).is_some()
+        })
+    };
+    let (new, old) = (of(true)?, of(false)?);
+    let first = entries.iter().position(|(_, entry)| commands(entry, false).is_some());
+    let id = |at: usize| id_of(entries[at].0).to_owned();
+    Some(Defaults { new: id(new), is_first: first == Some(new), old: id(old) })
 }
 
 /// The files that an entry boots, absolute within their partition. `initrd` holds words; one with a variable in it names
@@ -60,8 +101,11 @@ pub fn files(entry: &Entry) -> Vec<String> {
     kernel.chain(named).filter(|path| !path.contains('$')).map(str::to_owned).collect()
 }
 
-fn commands(entry: &Entry) -> Option<String> {
+fn commands(entry: &Entry, is_counted: bool) -> Option<String> {
     let mut text = String::new();
+    if is_counted {
+        _ = writeln!(text, "  {}", script::CALL);
+    }
     if let Some(uki) = ["efi", "uki"].into_iter().find_map(|key| entry.value(key)) {
         _ = writeln!(text, "  chainloader {}", quoted(uki));
         return Some(text);
@@ -70,6 +114,9 @@ fn commands(entry: &Entry) -> Option<String> {
     _ = write!(text, "  linux {}", quoted(entry.value("linux")?));
     for word in cmdline::words(&options) {
         _ = write!(text, " {}", expanded(&word.replace('"', "")));
+    }
+    if is_counted {
+        _ = write!(text, " {}", script::WORDS);
     }
     text.push('\n');
     let initrds: Vec<_> = entry.values("initrd").flat_map(str::split_whitespace).map(expanded).collect();

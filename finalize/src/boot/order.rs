@@ -66,9 +66,23 @@ impl Decision {
             // Its own default is not documented to come from anywhere.
             Loader::GrubCc => None,
         };
+        let is_spent = |item: &Item| item.counter.is_some_and(|counter| counter.left == 0);
         let (next, pinned) = match chosen {
-            Some((at, pinned)) => (at, Some(pinned)),
-            None => (0, None),
+            // A menu that counts overrules a default that means what it counts.
+            Some((at, pinned))
+                if loader == Loader::SystemdBoot || pinned.is_for_one_boot() || !is_spent(&order[at]) =>
+            {
+                (at, Some(pinned))
+            }
+            // GRUB's order does not depend on counters: what starts does.
+            _ => (
+                order
+                    .iter()
+                    .position(|item| item.ours && !is_spent(item))
+                    .filter(|_| order.first().is_some_and(is_spent))
+                    .unwrap_or(0),
+                None,
+            ),
         };
         let next = (next < order.len()).then_some(next);
         Self { order, next, pinned }
@@ -115,7 +129,7 @@ impl Decision {
             (None, Some(next)) => match self.order.iter().find(|item| item.deployment.as_ref() == Some(id)) {
                 Some(item) if item.counter.is_some_and(|counter| counter.left == 0) => {
                     format!(
-                        "{} has no tries left, so {} starts next; stage {} again",
+                        "{} has no tries left, so {} starts next; composefs-finalize try-again {}, then stage it again",
                         item.name,
                         name(next),
                         id.short()

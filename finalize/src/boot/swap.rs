@@ -20,7 +20,7 @@ pub use self::dirs::TRANSIT;
 use anyhow::{Context, Error, Result, anyhow};
 
 use self::{dirs::Dirs, menu::Menu, ukis::Ukis};
-use super::{Loader, Place};
+use super::{Loader, Place, count::Trial};
 use crate::{digest::DeploymentId, layout::ENTRIES_STAGED};
 
 /// How the two directories of Type #1 entries are exchanged.
@@ -50,6 +50,13 @@ pub enum Stands {
 trait Exchange: fmt::Debug {
     /// The files that the new deployment's entry boots, absolute within the file system that holds them.
     fn boots(&self) -> Vec<String>;
+
+    /// Has the boot loader count the boots of the new deployment from the exchange on, or not; said before `sync`.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot, for a person; then it does not.
+    fn count(&mut self, trial: Option<&Trial>) -> Result<(), String>;
 
     /// Brings what is staged to its final form and makes it, and the kernels beside it, durable; what is live is untouched.
     fn sync(&mut self) -> Result<()>;
@@ -169,6 +176,21 @@ impl Staged {
     pub fn boots(&self) -> impl Iterator<Item = (usize, Vec<String>)> {
         let ready = self.0.iter().enumerate().filter(|(_, part)| part.stands == Stands::Ready);
         ready.map(|(number, part)| (number, part.what.boots()))
+    }
+
+    /// Has the boot loader count the boots of the new deployment from the exchange on: at all places that are still to be
+    /// exchanged, or at none.
+    ///
+    /// # Errors
+    ///
+    /// Why one of them cannot, for a person.
+    pub fn count(&mut self, trial: &Trial) -> Result<(), String> {
+        let ready = |part: &&mut Part| part.stands == Stands::Ready;
+        let counts = self.0.iter_mut().filter(ready).try_for_each(|part| part.what.count(Some(trial)));
+        if counts.is_err() {
+            self.0.iter_mut().filter(ready).for_each(|part| _ = part.what.count(None));
+        }
+        counts
     }
 
     /// Brings what is staged to its final form and makes it, and the kernels beside it, durable.

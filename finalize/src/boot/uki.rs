@@ -11,7 +11,11 @@ use cap_std::fs::Dir;
 use object::read::{Object, ObjectSection, ReadCache, pe::PeFile64};
 use sha2::{Digest, Sha256};
 
-use super::{Loader, order::compare_versions};
+use super::{
+    Loader,
+    count::{bare, is_spent},
+    order::compare_versions,
+};
 use crate::{cmdline::Target, digest::DeploymentId, layout::EFI_LINUX, stop::Stop};
 
 /// A command line is shorter.
@@ -76,7 +80,10 @@ pub fn shown(esp: &Dir, loader: Loader) -> Result<Vec<DeploymentId>> {
     for entry in dir.entries().with_context(|| format!("reading {EFI_LINUX}"))? {
         names.extend(entry?.file_name().into_string().ok().filter(|name| is_uki(name)));
     }
-    names.sort_by(|one, other| compare_versions(other, one));
+    names.sort_by(|one, other| {
+        let by_name = || compare_versions(&bare(other), &bare(one));
+        is_spent(one).cmp(&is_spent(other)).then_with(by_name)
+    });
     Ok(names.iter().filter_map(|name| deployment(&dir, name)).collect())
 }
 

@@ -7,7 +7,14 @@ use std::io;
 
 use cap_std::fs::Dir;
 
-use super::{bls::id_of_uki, grub};
+use super::{
+    bls::id_of_uki,
+    count::{
+        Trial,
+        script::{self, Defaults},
+    },
+    grub,
+};
 use crate::{digest::DeploymentId, layout::BOOT_PREFIX, sys};
 
 /// A `user.cfg`. Its bytes are kept whatever their encoding is: each stands for one character.
@@ -23,6 +30,8 @@ enum Piece<'a> {
     Entry(&'a str),
     /// What stands outside.
     Text(&'a str),
+    /// What counts boots.
+    Count(&'a str),
 }
 
 /// The file `name` in GRUB's directory; nothing where there is none.
@@ -67,7 +76,7 @@ impl UserCfg {
     }
 
     /// This menu with the menuentry of deployment `first` in the place of the first of ours, and the others behind it in the
-    /// order that they had. Where it has none for `first`, that is `kept`. Nothing where there is neither.
+    /// order that they had, and nothing that counts. Where it has none for `first`, that is `kept`. Nothing where there is neither.
     pub fn arranged(&self, first: &DeploymentId, kept: Option<&str>) -> Option<Self> {
         let found = self.menuentry(first);
         let primary = found.clone().or_else(|| kept.map(str::to_owned))?;
@@ -87,14 +96,15 @@ impl UserCfg {
         let mut menu = String::new();
         for piece in &live {
             match piece {
-                Piece::Ours(_) => push(&mut menu, waiting.next().unwrap_or_default()),
+                Piece::Ours(_) => push(&mut menu, &script::not_counting(waiting.next().unwrap_or_default())),
                 Piece::Entry(text) | Piece::Text(text) => push(&mut menu, text),
+                Piece::Count(_) => {}
             }
         }
         for text in waiting {
             let between = if menu.is_empty() || menu.ends_with("\n\n") { "" } else { "\n" };
             push(&mut menu, between);
-            push(&mut menu, text);
+            push(&mut menu, &script::not_counting(text));
         }
         Some(Self(menu))
     }
@@ -113,7 +123,7 @@ impl UserCfg {
                     // An empty line between two, as whoever stages writes them.
                     let between = if ours.is_empty() || ours.ends_with("\n\n") { "" } else { "\n" };
                     push(&mut ours, between);
-                    push(&mut ours, text);
+                    push(&mut ours, &script::not_counting(text));
                 }
                 Piece::Entry(text) | Piece::Text(text) if !is_there(text) => push(&mut ours, text),
                 _ => {}
@@ -130,10 +140,53 @@ impl UserCfg {
                 // All of them, where the first one stood.
                 Piece::Ours(_) => push(&mut merged, &std::mem::take(&mut ours)),
                 Piece::Entry(text) | Piece::Text(text) => push(&mut merged, text),
+                Piece::Count(_) => {}
             }
         }
         push(&mut merged, &ours);
         Self(merged)
+    }
+
+    /// This menu without the menuentries of deployment `id`, and without a count.
+    pub fn without(&self, id: &DeploymentId) -> Self {
+        let is_of = |text: &str| grub::chainloaded(text).iter().any(|(_, path)| id_of_uki(path).as_ref() == Some(id));
+        let kept = pieces(&self.0).into_iter().filter_map(|piece| match piece {
+            Piece::Ours(text) => (!is_of(text)).then(|| script::not_counting(text)),
+            Piece::Entry(text) | Piece::Text(text) => Some(text.to_owned()),
+            Piece::Count(_) => None,
+        });
+        Self(kept.collect())
+    }
+
+    /// This menu, where GRUB counts the boots of the deployment of `trial`; none where there is no other one to go back to.
+    pub fn counting(&self, trial: &Trial) -> Option<Self> {
+        let titled: Vec<_> =
+            grub::chainloaded(&self.0).into_iter().filter_map(|(t, p)| Some((t, id_of_uki(&p)?))).collect();
+        let title = |is_new: bool| {
+            let found = titled.iter().find(|(_, id)| (*id == trial.deployment) == is_new);
+            found.map(|(title, _)| title.clone())
+        };
+        let pieces = pieces(&self.0);
+        let first = pieces.iter().find(|piece| matches!(piece, Piece::Ours(_) | Piece::Entry(_)));
+        let is_new = |text: &str| {
+            grub::chainloaded(text).iter().any(|(_, path)| id_of_uki(path).as_ref() == Some(&trial.deployment))
+        };
+        let is_first = matches!(first, Some(Piece::Ours(text)) if is_new(text));
+        let defaults = Defaults { new: title(true)?, is_first, old: title(false)? };
+        let mut head = Some(script::head(trial, &defaults));
+        let mut counting = String::new();
+        for piece in pieces {
+            match piece {
+                Piece::Ours(text) => {
+                    push(&mut counting, &head.take().unwrap_or_default());
+                    let text = if is_new(text) { script::counting(text) } else { script::not_counting(text) };
+                    push(&mut counting, &text);
+                }
+                Piece::Entry(text) | Piece::Text(text) => push(&mut counting, text),
+                Piece::Count(_) => {}
+            }
+        }
+        Some(Self(counting))
     }
 }
 
@@ -150,7 +203,7 @@ fn pieces(menu: &str) -> Vec<Piece<'_>> {
     let mut end = 0;
     for block in blocks(menu) {
         if block.start > end {
-            found.push(Piece::Text(&menu[end..block.start]));
+            texts(&menu[end..block.start], &mut found);
         }
         end = block.end;
         let text = &menu[block];
@@ -159,9 +212,24 @@ fn pieces(menu: &str) -> Vec<Piece<'_>> {
         found.push(if ours { Piece::Ours(text) } else { Piece::Entry(text) });
     }
     if end < menu.len() {
-        found.push(Piece::Text(&menu[end..]));
+        texts(&menu[end..], &mut found);
     }
     found
+}
+
+/// What stands outside of menuentries, what counts boots apart from the rest.
+fn texts<'a>(text: &'a str, found: &mut Vec<Piece<'a>>) {
+    let (before, after) = match script::span(text) {
+        Some(span) => {
+            let (before, rest) = text.split_at(span.start);
+            let (count, after) = rest.split_at(span.len());
+            found.extend((!before.is_empty()).then_some(Piece::Text(before)));
+            found.push(Piece::Count(count));
+            ("", after)
+        }
+        None => (text, ""),
+    };
+    found.extend([before, after].into_iter().filter(|text| !text.is_empty()).map(Piece::Text));
 }
 
 /// Where the menuentries and submenus of a menu are, each with its closing brace. Braces in quotes do not count; a block
@@ -213,7 +281,7 @@ mod tests {
             let whole: String = pieces(odd)
                 .into_iter()
                 .map(|piece| match piece {
-                    Piece::Ours(text) | Piece::Entry(text) | Piece::Text(text) => text,
+                    Piece::Ours(text) | Piece::Entry(text) | Piece::Text(text) | Piece::Count(text) => text,
                 })
                 .collect();
             assert_eq!(whole, odd);

@@ -2,15 +2,20 @@
 
 use std::{io::Write, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::etc::Form;
 use crate::{
     Preview,
     arm::{self, Report, Verdict},
-    finalize,
+    failed, finalize,
     host::{Ambient, Host},
-    journal::{ATTENTION, BOOTED, FAILED, FINALIZED, MessageId, NOT_BOOTED, REFUSED, UNFINISHED, Weight, say, tell},
+    journal::{
+        ATTENTION, BOOTED, FAILED, FELL_BACK, FINALIZED, GOOD, MessageId, NOT_BOOTED, REFUSED, UNFINISHED, Weight, say,
+        tell,
+    },
+    layout,
+    lock::Lock,
     outcome::Outcome,
     prepare, preview,
     record::{Ending, Step},
@@ -18,6 +23,7 @@ use crate::{
     staged::Marker,
     status::Status,
     stop::{Limit, Stop},
+    trial::{self, Blessed},
 };
 
 /// What `arm` and `report` take at most, in seconds: a boot waits for them.
@@ -152,9 +158,54 @@ pub fn report(host: &Host, out: &mut dyn Write) -> Result<()> {
         | Verdict::Merged(_)
         | Verdict::Waiting(_) => say(out, &text),
         Verdict::Booted(_) => tell(out, BOOTED, Weight::Info, &text),
+        Verdict::FellBack(_) => tell(out, FELL_BACK, Weight::Warning, &text),
         Verdict::NotBooted(_) => tell(out, NOT_BOOTED, Weight::Warning, &text),
         Verdict::Unfinished { .. } => tell(out, UNFINISHED, Weight::Warning, &text),
     }
+    Ok(())
+}
+
+/// Ends the count of boots, and says so.
+///
+/// # Errors
+///
+/// Those of [`trial::bless`].
+pub fn bless(host: &Host, out: &mut dyn Write) -> Result<()> {
+    match trial::bless(host, &in_time(host)?)? {
+        good @ Blessed::Good(_) => tell(out, GOOD, Weight::Info, &good.to_string()),
+        other => say(out, &other.to_string()),
+    }
+    Ok(())
+}
+
+/// Whether systemd-boot has counted what it has started, as an exit code: 0 or 1 (`ExecCondition=`, systemd.service(5)).
+pub fn is_counted(ambient: &Ambient, out: &mut dyn Write) -> ExitCode {
+    match trial::is_selected(&ambient.sys) {
+        true => ExitCode::SUCCESS,
+        false => {
+            say(out, "the boot loader has counted another entry than the one it has started: nothing is found good");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Forgets that a deployment has failed, by its name or the beginning of it.
+///
+/// # Errors
+///
+/// When no such deployment has failed, and those of writing.
+pub fn try_again(host: &Host, name: &str, out: &mut dyn Write) -> Result<()> {
+    let stop = in_time(host)?;
+    let _lock = Lock::take(&host.sysroot, &stop)?;
+    let whole = name.parse().ok();
+    let all = failed::all(&host.sysroot)?.into_iter().map(|failed| failed.deployment);
+    let mut found =
+        all.filter(|id| !name.is_empty() && id.as_str().starts_with(name) && whole.is_none()).chain(whole.clone());
+    let (Some(id), None) = (found.next(), found.next()) else {
+        bail!("no deployment, or more than one, whose name begins with {name:?} has failed: see {}", layout::FAILED);
+    };
+    trial::try_again(host, &id)?;
+    say(out, &format!("{} may be staged again", id.short()));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The boot loader's menu of this machine, and what starts next: reads what [`crate::boot::order`] decides by.
 
-use std::io;
+use std::{io, path::Path};
 
 use anyhow::{Context, Result};
 use cap_std::fs::Dir;
@@ -10,6 +10,7 @@ use crate::{
     boot::{
         EntriesPlace, Loader, Place,
         bls::{Entry, id_of_uki},
+        count,
         entries::{Entries, is_entry},
         grub,
         loader::{utf16, version},
@@ -31,8 +32,19 @@ const LIMIT: u64 = 1 << 20;
 pub fn decision(host: &Host, places: &[Place]) -> Result<Option<Decision>> {
     let Some(place) = places.last() else { return Ok(None) };
     Ok(Some(match place {
-        Place::Entries(place) => Decision::of(place.loader, items(place)?, &settings(host, place.loader)),
-        Place::Menu { grub, .. } => Decision::of(Loader::Grub, menuentries(grub)?, &settings(host, Loader::Grub)),
+        Place::Entries(place) => {
+            let (mut items, settings) = (items(place)?, settings(host, place.loader));
+            if place.loader == Loader::Grub {
+                let generated = text(&place.loader_dir()?, &format!("{ENTRIES}/{}", grub::GENERATED));
+                count::mark(&mut items, &generated.unwrap_or_default(), &settings.environment);
+            }
+            Decision::of(place.loader, items, &settings)
+        }
+        Place::Menu { grub, .. } => {
+            let (mut items, settings) = (menuentries(grub)?, settings(host, Loader::Grub));
+            count::mark(&mut items, &text(grub, USER_CFG).unwrap_or_default(), &settings.environment);
+            Decision::of(Loader::Grub, items, &settings)
+        }
     }))
 }
 
@@ -82,10 +94,7 @@ fn menuentries(grub_dir: &Dir) -> Result<Vec<Item>> {
 
 /// Everything beside the entries that takes part in the choice. What cannot be read is as if it were not there.
 fn settings(host: &Host, loader: Loader) -> Settings {
-    let variable = |name| {
-        let value = devices::efi_variable(&host.ambient.sys, name).ok().flatten();
-        value.as_deref().and_then(utf16).filter(|text| !text.is_empty())
-    };
+    let variable = |name| variable(&host.ambient.sys, name);
     let mut settings = Settings { version: variable("LoaderInfo").as_deref().and_then(version), ..Settings::default() };
     match loader {
         Loader::SystemdBoot => {
@@ -112,6 +121,12 @@ fn settings(host: &Host, loader: Loader) -> Settings {
         Loader::GrubCc => {}
     }
     settings
+}
+
+/// The text of a variable of the Boot Loader Interface; none where it cannot be read.
+pub fn variable(sys: &Path, name: &str) -> Option<String> {
+    let value = devices::efi_variable(sys, name).ok().flatten();
+    value.as_deref().and_then(utf16).filter(|text| !text.is_empty())
 }
 
 /// A file in whatever encoding; empty where there is none.

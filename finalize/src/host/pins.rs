@@ -73,7 +73,7 @@ fn remove(host: &Host, pinned: &Pinned) -> Result<bool> {
 }
 
 /// Sets or removes a variable of GRUB's environment block, in place, as GRUB itself does (`save_env`).
-fn set_grub(host: &Host, name: &str, value: Option<&str>) -> Result<()> {
+pub fn set_grub(host: &Host, name: &str, value: Option<&str>) -> Result<()> {
     let (_, boot) = place::boot_dir(host)?;
     for path in ["grub2/grubenv", "grub/grubenv"] {
         let Some(block) = sys::file::read_bytes(&boot, path, 1 << 16).with_context(|| format!("reading {path}"))?
@@ -84,6 +84,40 @@ fn set_grub(host: &Host, name: &str, value: Option<&str>) -> Result<()> {
         return sys::file::overwrite(&boot, path, &edited).with_context(|| format!("writing {path}"));
     }
     Ok(())
+}
+
+/// Why GRUB cannot write its environment block (`save_env`), as far as can be told from here; nothing where it can.
+///
+/// It writes the blocks of the file in place: on file systems that hold data elsewhere too, and on what several devices hold
+/// together, it cannot ("Environment block" in the GNU GRUB manual). Directories in memory are those of tests.
+///
+/// # Errors
+///
+/// When the boot directory cannot be opened.
+pub fn grub_cannot_write(host: &Host) -> Result<Option<String>> {
+    const FILE_SYSTEMS: [rustix::fs::FsWord; 3] = [0xef53, 0x4d44, 0x0102_1994];
+    let (_, boot) = place::boot_dir(host)?;
+    if !FILE_SYSTEMS.contains(&rustix::fs::fstatfs(&boot).context("looking at the boot file system")?.f_type) {
+        return Ok(Some("GRUB writes no grubenv on this boot file system; it can on ext4 and FAT".to_owned()));
+    }
+    let device = rustix::fs::fstat(&boot).context("looking at the boot file system")?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let below = host.ambient.sys.join(format!("dev/block/{major}:{minor}"));
+    if ["dm", "md"].iter().any(|kind| below.join(kind).exists()) {
+        return Ok(Some("GRUB writes no grubenv on LVM, RAID or an encrypted device".to_owned()));
+    }
+    for path in ["grub2/grubenv", "grub/grubenv"] {
+        match sys::file::read_bytes(&boot, path, 1 << 16).with_context(|| format!("reading {path}"))? {
+            Some(block) if Environment::edited(&block, "composefs_trial", Some(&"x".repeat(64))).is_some() => {
+                return Ok(None);
+            }
+            Some(_) => {
+                return Ok(Some(format!("{path} is no environment block with room: make one with grub-editenv")));
+            }
+            None => {}
+        }
+    }
+    Ok(Some("there is no grubenv: make one with grub-editenv".to_owned()))
 }
 
 /// Takes the lines with `key` out of the loader.conf of each ESP; every other byte stays.

@@ -118,7 +118,7 @@ fn uki(cmdline: &str) -> Vec<u8> {
 }
 
 /// `b` is staged as `b.efi.staged`, and nothing else.
-fn staged_the_older_way() -> Machine {
+pub fn staged_the_older_way() -> Machine {
     let machine = Machine::booting(Loader::SystemdBoot, BootType::Uki);
     fs::remove_dir_all(machine.boot("loader/entries.staged")).unwrap();
     let linux = machine.path("esp/EFI/Linux");

@@ -135,13 +135,17 @@ impl Machine {
     fn run(&self, args: &[&str]) -> Output {
         let (cmdline, loader) = (format!("composefs={} rw", self.booted), self.loader.to_string());
         let etc = self.state(&self.booted).join("etc");
-        let [sysroot, run, pristine, esp, sys] = ["sysroot", "run", "pristine", "esp", "sys"].map(|name| self.path(name));
+        let [sysroot, run, pristine, esp, sys] =
+            ["sysroot", "run", "pristine", "esp", "sys"].map(|name| self.path(name));
         output(
-            cmd!(shell("/"), "{PROGRAM} {args...} --cmdline {cmdline} --loader {loader} --etc {etc} --sysroot {sysroot}")
-                .args(["--run".as_ref(), run.as_path()])
-                .args(["--pristine".as_ref(), pristine.as_path()])
-                .args(["--esp".as_ref(), esp.as_path()])
-                .args(["--sys".as_ref(), sys.as_path()]),
+            cmd!(
+                shell("/"),
+                "{PROGRAM} {args...} --cmdline {cmdline} --loader {loader} --etc {etc} --sysroot {sysroot}"
+            )
+            .args(["--run".as_ref(), run.as_path()])
+            .args(["--pristine".as_ref(), pristine.as_path()])
+            .args(["--esp".as_ref(), esp.as_path()])
+            .args(["--sys".as_ref(), sys.as_path()]),
         )
     }
 

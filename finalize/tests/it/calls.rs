@@ -13,7 +13,7 @@ use std::{
 use xshell::cmd;
 
 use crate::{
-    gc,
+    counting, gc,
     machine::{Machine, PATHS, id},
     programs::{if_here, shell},
 };
@@ -163,17 +163,27 @@ fn more_of_everything(machine: &Machine) {
 #[test]
 fn every_changing_call_is_announced() {
     for (loader, boot_type) in PATHS {
-        let machine = Machine::on_disk(loader, boot_type);
+        let machine = counting::equipped(Machine::on_disk(loader, boot_type), 2);
         more_of_everything(&machine);
-        let booted = |letter: &str, args: &[&str]| machine.command_after(&format!("composefs={} rw", id(letter)), args);
+        let booted = |letter: &str, args: &[&str]| counting::command(&machine, letter, args);
         let runs = [
             ("the preparation", booted("a", &["prepare"])),
             ("the first run", booted("a", &["staged"])),
             ("the second run", booted("a", &["staged"])),
             ("arm", booted("a", &["arm"])),
             ("the report", booted("b", &["report"])),
+            ("arm of a counted boot", booted("b", &["arm"])),
+            ("the end of the count", booted("b", &["bless"])),
+            ("arm after the tries", booted("a", &["arm"])),
+            ("the report after the tries", booted("a", &["report"])),
+            ("another try", booted("a", &["try-again", "bbbb"])),
         ];
         for (what, command) in runs {
+            match what {
+                "arm of a counted boot" => counting::boot_of(&machine, "b"),
+                "arm after the tries" => counting::spend(&machine),
+                _ => {}
+            }
             let Some(trace) = traced(&command, &machine) else {
                 println!("SKIPPED, no strace here");
                 return;

@@ -112,6 +112,8 @@ fn every_state_is_as_the_schema_says_and_the_schema_says_nothing_else() {
     let mut found = BTreeSet::new();
     let pinned = updated(Loader::SystemdBoot, BootType::Bls);
     pinned.files("esp/loader", &[("loader.conf", "default bootc_x-1-0.conf\n")]);
+    let failed = format!("{{\"deployment\": \"{}\", \"boots\": 2, \"at\": \"2026-01-02T03:04:05Z\"}}", id("b"));
+    pinned.files("sysroot", &[(layout::FAILED, &format!("{{\"schema\": 1, \"failed\": [{failed}]}}"))]);
     let lives = PATHS.into_iter().flat_map(|(loader, boot_type)| lives(loader, boot_type));
     for value in lives.chain([status(&pinned, "b")]) {
         properties(&schema, &schema, &value, &mut found, "#");

@@ -33,6 +33,8 @@ const PURE: &[&str] = &[
     "finalize/src/etc/policy.rs",
     "finalize/src/etc/tree.rs",
     "finalize/src/boot/bls.rs",
+    "finalize/src/boot/count.rs",
+    "finalize/src/boot/count/script.rs",
     "finalize/src/boot/order.rs",
     "finalize/src/boot/order/counter.rs",
     "finalize/src/boot/order/file_name.rs",

@@ -9,8 +9,12 @@ use xshell::cmd;
 
 use crate::programs::{PROGRAM, if_here, shell};
 
-const SERVICES: [&str; 3] =
-    ["composefs-finalize.service", "composefs-finalize-report.service", "composefs-finalize-prepare.service"];
+const SERVICES: [&str; 4] = [
+    "composefs-finalize.service",
+    "composefs-finalize-report.service",
+    "composefs-finalize-prepare.service",
+    "composefs-finalize-bless.service",
+];
 
 /// What bootc ships, as far as ordering goes; its program is another.
 const BOOTC: &str = "[Unit]\nDescription=x\nDefaultDependencies=no\nRequiresMountsFor=/sysroot\nAfter=local-fs.target\n\
@@ -128,6 +132,25 @@ fn a_deployment_that_cannot_be_mounted_does_not_boot_in_a_loop() {
     assert!(!mount.lines().any(|line| line.starts_with("FailureAction=")), "{mount}");
     assert!(mount.contains("\nOnFailure=emergency.target composefs-setup-root-retry.service\n"), "{mount}");
     let retry = read("composefs-setup-root-retry.service");
-    assert!(retry.contains("\nConditionPathExists=/sys/firmware/efi/efivars/LoaderBootCountPath-"), "{retry}");
-    assert!(read("module-setup.sh").contains("composefs-setup-root-retry.service"));
+    assert!(retry.contains("\nConditionPathExists=|/sys/firmware/efi/efivars/LoaderBootCountPath-"), "{retry}");
+    assert!(retry.contains("\nConditionKernelCommandLine=|composefs-finalize.try\n"), "{retry}");
+    let panic = read("composefs-setup-root-panic.service");
+    assert!(panic.contains("\nConditionPathExists=/sys/firmware/efi/efivars/LoaderBootCountPath-"), "{panic}");
+    for unit in ["composefs-setup-root-retry.service", "composefs-setup-root-panic.service"] {
+        assert!(read("module-setup.sh").contains(unit), "{unit}");
+    }
+}
+
+/// What ends a boot, and what makes other units a condition of it: only where that boot is counted.
+#[test]
+fn nothing_ends_a_boot_that_is_not_counted() {
+    for unit in fs::read_dir(units()).unwrap().map(|unit| unit.unwrap().file_name().into_string().unwrap()) {
+        let Ok(text) = fs::read_to_string(units().join(&unit)) else { continue };
+        let ends = ["reboot", "boot-complete.target\n", "-retry"].iter().any(|word| {
+            text.lines().any(|line| format!("{line}\n").contains(word) && !line.starts_with(['#', 'B', 'W', 'D']))
+        });
+        let is_conditional = text.contains("\nConditionPathExists=/run/composefs/trial\n");
+        assert!(!ends || is_conditional, "{unit}");
+        assert_eq!(is_conditional, ["bless", "retry"].iter().any(|word| unit.contains(word)), "{unit}");
+    }
 }

@@ -51,6 +51,9 @@ pub struct Added {
     pub entries: Vec<Node>,
 }
 
+/// What an entry boots: keys, and paths in its file system.
+type Boot = Vec<(&'static str, String)>;
+
 impl Update<'_> {
     /// What the update adds to a place whose entries are `live`.
     ///
@@ -100,7 +103,7 @@ impl Update<'_> {
     }
 
     /// What the update boots, beside what `running` boots: as paths in an entry, and as nodes.
-    fn kernel(&self, running: &Entry) -> Result<(Vec<(&'static str, String)>, Vec<Node>)> {
+    fn kernel(&self, running: &Entry) -> Result<(Boot, Vec<Node>)> {
         let key = match &self.system.boots {
             Boots::Kernel(_) => "linux",
             Boots::Uki(_) => ["efi", "uki"].into_iter().find(|key| running.value(key).is_some()).unwrap_or("efi"),

@@ -102,7 +102,7 @@ impl Disk {
                     layout::GRUB
                 ));
             }
-            if text.is_some_and(|text| text != boot::grub::menuentries(&entries)) {
+            if text.is_some_and(|text| !boot::grub::is_menu_of(text, &entries)) {
                 wrong.push(format!("{dir}/{} is not made from the entries beside it", boot::grub::GENERATED));
             }
         }

@@ -11,6 +11,7 @@ use super::{
     super::{
         BootDir, EntriesPlace,
         bls::Entry,
+        count::{Trial, bare, counted, is_spent},
         entries::{Entries, is_entry},
         grub,
         loader::Loader,
@@ -42,6 +43,8 @@ pub struct Dirs {
     next: Entries,
     /// Whether the boot loader reads the entries in its own language, from a file beside them.
     generates: bool,
+    /// Whose boots are counted.
+    trial: Option<Trial>,
     /// Whether the files that are to be renamed into the live directory one by one are on the disk.
     are_aside: bool,
     done: Done,
@@ -65,8 +68,8 @@ impl Dirs {
         let (order, method) = (place.loader, place.method);
         let generates =
             live.get(grub::GENERATED).is_some() || next.get(grub::GENERATED).is_some() || sources_generated(place)?;
-        let (are_aside, done) = (false, Done::Nothing);
-        let dirs = Self { loader, order, method, id: id.clone(), live, next, generates, are_aside, done };
+        let (trial, are_aside, done) = (None, false, Done::Nothing);
+        let dirs = Self { loader, order, method, id: id.clone(), live, next, generates, trial, are_aside, done };
         if dirs.live.first_deployment(order).as_ref() == Some(id) {
             return Ok((dirs, Stands::Exchanged));
         }
@@ -117,12 +120,15 @@ impl Dirs {
         let foreign = Foreign::of(&live)?;
         self.give_way(&staged, &foreign)?;
         self.put_first(&staged, &foreign)?;
+        self.put_counter(&staged)?;
         if self.method == Method::Exchange {
             foreign.link(&live, &staged)?;
         }
         self.reread()?;
         if self.generates {
-            let text = grub::menuentries(&self.afterwards());
+            let afterwards = self.afterwards();
+            let counting = self.trial.as_ref().and_then(|trial| grub::counting(&afterwards, Some(trial)));
+            let text = counting.unwrap_or_else(|| grub::menuentries(&afterwards));
             if self.next.get(grub::GENERATED) != Some(&text) {
                 put(&staged, grub::GENERATED, &text)?;
                 self.reread()?;
@@ -170,6 +176,25 @@ impl Dirs {
         self.reread()
     }
 
+    /// Gives the name of the new deployment's entry a fresh counter, for a boot loader that counts there.
+    fn put_counter(&mut self, staged: &Dir) -> io::Result<()> {
+        let tries = self.trial.as_ref().filter(|_| self.order == Loader::SystemdBoot).map(|trial| trial.tries);
+        if let (Some(tries), Some((name, _))) = (tries, self.next.of_deployment(self.order, &self.id))
+            && counted(name, tries) != name
+        {
+            sys::rename::replace(staged, name, &counted(name, tries))?;
+        }
+        self.reread()
+    }
+
+    /// The name of the entry in transit: its boots are counted as well.
+    fn transit_name(&self) -> String {
+        match (self.order, &self.trial) {
+            (Loader::SystemdBoot, Some(trial)) => counted(TRANSIT, trial.tries),
+            _ => TRANSIT.to_owned(),
+        }
+    }
+
     fn reread(&mut self) -> io::Result<()> {
         self.next = Entries::read(&self.loader, ENTRIES_STAGED)?.unwrap_or_default();
         Ok(())
@@ -206,6 +231,23 @@ impl Exchange for Dirs {
             Loader::Grub => grub::files(&entry),
             _ => entry.files().map(str::to_owned).collect(),
         })
+    }
+
+    fn count(&mut self, trial: Option<&Trial>) -> Result<(), String> {
+        let why = match self.order {
+            _ if trial.is_none() => None,
+            Loader::SystemdBoot => None,
+            Loader::Grub if !self.generates => {
+                Some("GRUB reads the entries by itself here, and not a menu that counts")
+            }
+            Loader::Grub if grub::counting(&self.afterwards(), trial).is_none() => {
+                Some("there is no other deployment to go back to")
+            }
+            Loader::Grub => None,
+            Loader::GrubCc => Some("GrubCC is not known to count"),
+        };
+        self.trial = trial.filter(|_| why.is_none()).cloned();
+        why.map_or(Ok(()), |why| Err(why.to_owned()))
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -261,11 +303,12 @@ impl Exchange for Dirs {
     }
 
     fn clean_up(&mut self) -> Result<()> {
-        if self.live.get(TRANSIT).is_some() {
+        if let Some(transit) = transit_in(&self.live).map(str::to_owned) {
             if self.next.of_deployment(self.order, &self.id).is_some() {
-                self.finish_one_by_one().context("rewriting loader/entries")?;
+                self.finish_one_by_one(&transit).context("rewriting loader/entries")?;
             } else if self.is_whole() {
-                sys::remove::file(&self.loader.open_dir(ENTRIES)?, TRANSIT).context("removing the entry in transit")?;
+                sys::remove::file(&self.loader.open_dir(ENTRIES)?, &transit)
+                    .context("removing the entry in transit")?;
             }
         }
         self.remove_old().context("removing loader/entries.staged")?;
@@ -294,6 +337,12 @@ fn sources_generated(place: &EntriesPlace) -> Result<bool> {
 
 fn owned((name, content): (&str, &str)) -> (String, String) {
     (name.to_owned(), content.to_owned())
+}
+
+/// The entry in transit, whatever its counter; the one that boots first where an earlier exchange has left another one.
+fn transit_in(entries: &Entries) -> Option<&str> {
+    let all = entries.files().map(|(name, _)| name).filter(|name| bare(name) == TRANSIT);
+    all.max_by_key(|name| !is_spent(name))
 }
 
 fn is_ours(name: &str, content: &str) -> bool {

@@ -9,7 +9,7 @@ use cap_std::fs::{Dir, DirEntry, MetadataExt};
 use rustix::fs::{AtFlags, linkat};
 
 use super::{
-    super::{bls::Entry, entries::is_entry, grub},
+    super::{bls::Entry, count, entries::is_entry, grub},
     dirs::{ASIDE, TRANSIT},
 };
 use crate::sys;
@@ -108,7 +108,7 @@ fn is_ours(dir: &Dir, entry: &DirEntry) -> io::Result<bool> {
     if !entry.file_type()?.is_file() {
         return Ok(false);
     }
-    if [TRANSIT, ASIDE, grub::GENERATED].contains(&name.as_str()) {
+    if [TRANSIT, ASIDE, grub::GENERATED].contains(&count::bare(&name).as_str()) {
         return Ok(true);
     }
     if !is_entry(&name) {

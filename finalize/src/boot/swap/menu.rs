@@ -7,7 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use cap_std::fs::Dir;
 
 use super::{
-    super::user_cfg::{self, UserCfg},
+    super::{
+        count::Trial,
+        user_cfg::{self, UserCfg},
+    },
     Exchange, Stands,
 };
 use crate::{
@@ -23,6 +26,8 @@ pub struct Menu {
     id: DeploymentId,
     live: UserCfg,
     next: Option<UserCfg>,
+    /// Whose boots are counted.
+    trial: Option<Trial>,
     exchanged: bool,
 }
 
@@ -36,7 +41,7 @@ impl Menu {
         let read = |name: &str| user_cfg::read(dir, name).with_context(|| format!("reading grub2/{name}"));
         let live = read(USER_CFG)?.unwrap_or_default();
         let next = read(USER_CFG_STAGED)?;
-        let menu = Self { dir: dir.try_clone()?, id: id.clone(), live, next, exchanged: false };
+        let menu = Self { dir: dir.try_clone()?, id: id.clone(), live, next, trial: None, exchanged: false };
         if menu.live.deployments().first() == Some(id) {
             return Ok((menu, Stands::Exchanged));
         }
@@ -69,9 +74,21 @@ impl Exchange for Menu {
         self.next.as_ref().and_then(|next| next.uki(&self.id)).into_iter().collect()
     }
 
+    fn count(&mut self, trial: Option<&Trial>) -> Result<(), String> {
+        let counts = |trial: &Trial| self.next.as_ref().and_then(|next| next.counting(trial)).is_some();
+        if trial.is_some_and(|trial| !counts(trial)) {
+            return Err("user.cfg.staged has no other deployment to go back to".to_owned());
+        }
+        self.trial = trial.cloned();
+        Ok(())
+    }
+
     fn sync(&mut self) -> Result<()> {
         let next = self.next.take().unwrap_or_default();
-        let merged = self.live.with_entries_of(&next);
+        let mut merged = self.live.with_entries_of(&next);
+        if let Some(counting) = self.trial.as_ref().and_then(|trial| merged.counting(trial)) {
+            merged = counting;
+        }
         ensure!(
             merged.deployments().first() == Some(&self.id),
             "grub2/user.cfg has a menuentry that would boot before that of {}: move it behind the others",

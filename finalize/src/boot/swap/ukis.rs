@@ -13,7 +13,10 @@ use anyhow::{Context, Result, ensure};
 use cap_std::fs::Dir;
 
 use super::{
-    super::uki::{deployment, is_uki},
+    super::{
+        count::{Trial, bare, counted, is_spent},
+        uki::{deployment, is_uki},
+    },
     Exchange, Stands,
 };
 use crate::{
@@ -35,6 +38,8 @@ pub struct Ukis {
     boots: (Dir, String),
     /// Those that this run has given their names.
     given: Vec<(Dir, String)>,
+    /// The tries that the new deployment's UKI has in its name.
+    tries: u32,
 }
 
 /// A UKI that waits for its name.
@@ -85,7 +90,7 @@ impl Ukis {
             (None, Some(live)) => (live, Stands::Exchanged),
             (None, None) => return Ok(None),
         };
-        Ok(Some((Self { id: id.clone(), waiting, boots, given: vec![] }, stands)))
+        Ok(Some((Self { id: id.clone(), waiting, boots, given: vec![], tries: 0 }, stands)))
     }
 
     fn sync_esp(&self) -> Result<()> {
@@ -98,6 +103,11 @@ impl Exchange for Ukis {
         vec![]
     }
 
+    fn count(&mut self, trial: Option<&Trial>) -> Result<(), String> {
+        self.tries = trial.map_or(0, |trial| trial.tries);
+        Ok(())
+    }
+
     fn sync(&mut self) -> Result<()> {
         self.sync_esp()
     }
@@ -107,8 +117,16 @@ impl Exchange for Ukis {
             let (dir, staged) = (&waiting.dir, waiting.staged());
             let naming = || format!("giving {staged} its name");
             let name = match name_for(waiting, &self.id).with_context(naming)? {
+                // The same UKI, tried before, and once more because a person says so.
+                Name::Has(name) if is_spent(&name) && waiting.boots.as_ref() == Some(&self.id) => {
+                    let fresh = counted(&name, self.tries);
+                    sys::rename::replace(dir, &name, &fresh).with_context(naming)?;
+                    fresh
+                }
                 Name::Has(name) => name,
                 Name::Give(name) => {
+                    let is_new = self.tries > 0 && waiting.boots.as_ref() == Some(&self.id);
+                    let name = if is_new { counted(&name, self.tries) } else { name };
                     self.given.push((dir.try_clone()?, name.clone()));
                     copy(dir, &staged, &name).with_context(naming)?;
                     name
@@ -170,7 +188,8 @@ fn name_for(waiting: &Waiting, id: &DeploymentId) -> io::Result<Name> {
     let stem = &waiting.name[..waiting.name.len() - ".efi".len()];
     let numbered = (1..).map(|number| format!("{stem}-{number}.efi"));
     for name in [waiting.name.clone()].into_iter().chain(numbered) {
-        let Some(other) = taken.iter().find(|other| other.eq_ignore_ascii_case(&name)) else {
+        // A counter is no part of a name.
+        let Some(other) = taken.iter().find(|other| bare(other).eq_ignore_ascii_case(&bare(&name))) else {
             return Ok(Name::Give(name));
         };
         if is_copy(dir, &waiting.staged(), other)? {

@@ -7,7 +7,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use finalize::boot::{Loader, entries::Entries, grub::menuentries, order::Item};
+use finalize::boot::{
+    Loader,
+    count::Trial,
+    entries::Entries,
+    grub::{counting, menuentries, user_cfg},
+    order::{Environment, Item},
+    user_cfg::UserCfg,
+};
 use xshell::cmd;
 
 use super::{
@@ -146,5 +153,49 @@ fn entries_without_a_generated_menu_are_shown_by_the_main_menu() {
         let menu = scene.show(&format!("set timeout=-1\n{}", fallback.replace("@BOOT@", &scene.at)));
         assert_eq!(menu.lines, lines);
         assert_eq!(menu.chosen, lines[0]);
+    }
+}
+
+/// A menu that counts: what GRUB highlights, by what its environment block says and what else chooses.
+#[test]
+fn a_menu_that_counts_goes_back_when_no_try_is_left() {
+    let Some(root) = tools("forky") else { return };
+    let id = |letter: &str| letter.repeat(64).parse::<finalize::digest::DeploymentId>().unwrap();
+    let entry = |place: u8, letter: &str| {
+        let text = format!("title {letter}\nlinux /k/v\noptions composefs={}\n", id(letter));
+        (format!("bootc_x-1-{place}.conf"), text)
+    };
+    let entries: Entries = [entry(1, "b"), entry(0, "a")].into_iter().collect();
+    let trial = Trial::new(id("b"), 2, Some("boot"));
+    let ukis = UserCfg::from_bytes(user_cfg(&[("b's", &id("b")), ("a > x", &id("a"))]).as_bytes());
+    let ukis = String::from_utf8(ukis.counting(&trial).unwrap().to_bytes()).unwrap();
+    let of = |left: &str| format!("composefs_trial={}\ncomposefs_left={left}\n", trial.token);
+    for (block, before, chosen) in [
+        (String::new(), "", "b"),
+        (of("2"), "", "b"),
+        (of("1"), "", "b"),
+        (of("0"), "", "a"),
+        (of("good"), "", "b"),
+        ("composefs_trial=older\ncomposefs_left=0\n".to_owned(), "", "b"),
+        (of("0"), "set default=0", "a"),
+        (of("0"), "set default=bootc_x-1-1", "a"),
+        (of("0"), "set default=bootc_x-1-0", "a"),
+        (of("1"), "set default=1", "a"),
+    ] {
+        for (menu, is_uki) in [(counting(&entries, Some(&trial)).unwrap(), false), (ukis.clone(), true)] {
+            if is_uki && before.contains("bootc") {
+                continue;
+            }
+            let scene = Scene::new(&root);
+            let block = format!("# GRUB Environment Block\n{block}");
+            assert_eq!(
+                trial.counter(&Environment::parse(block.as_bytes())).is_some_and(|c| c.left == 0),
+                block.contains("left=0") && !block.contains("older")
+            );
+            fs::write(scene.dir.path().join("grubenv"), format!("{block:#<1024}")).unwrap();
+            let found = scene.show(&format!("set prefix={}\nset timeout=-1\n{before}\n{menu}", scene.at));
+            assert_eq!(found.lines.len(), 2);
+            assert_eq!(&found.chosen.trim()[..1], chosen, "{block} {before}: {found:?}");
+        }
     }
 }

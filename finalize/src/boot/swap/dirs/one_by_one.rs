@@ -7,9 +7,13 @@ use std::io;
 
 use anyhow::{Context, Result};
 
-use super::{Dirs, TRANSIT, is_ours, owned, put};
+use super::{Dirs, TRANSIT, is_ours, owned, put, transit_in};
 use crate::{
-    boot::{entries::Entries, grub},
+    boot::{
+        count::{bare, is_spent},
+        entries::Entries,
+        grub,
+    },
     layout::{ENTRIES, ENTRIES_STAGED},
     sys,
 };
@@ -27,7 +31,8 @@ impl Dirs {
         let key = format!("!{}", entry.value("sort-key").unwrap_or_default());
         let transit = entry.with("sort-key", &key).to_string();
         let staged = self.loader.open_dir(ENTRIES_STAGED)?;
-        for (name, content) in self.changed().into_iter().chain([(TRANSIT, transit.as_str())]) {
+        let transit_name = self.transit_name();
+        for (name, content) in self.changed().into_iter().chain([(transit_name.as_str(), transit.as_str())]) {
             sys::file::write_new(&staged, &aside(name), 0o644, content.as_bytes())
                 .with_context(|| format!("writing {name}"))?;
         }
@@ -38,7 +43,7 @@ impl Dirs {
     fn changed(&self) -> Vec<(&str, &str)> {
         let primary = self.next.of_deployment(self.order, &self.id).map(|(name, _)| name);
         let (last, others): (Vec<_>, Vec<_>) = self.next.files().partition(|(name, _)| Some(*name) == primary);
-        others.into_iter().chain(last).filter(|(name, content)| self.live.get(name) != Some(content)).collect()
+        others.into_iter().chain(last).filter(|(name, content)| same(&self.live, name, content).is_none()).collect()
     }
 
     /// Makes what is written aside durable, unless it is.
@@ -54,7 +59,7 @@ impl Dirs {
     /// Adds the new deployment's entry under a name and a key that sort before all others: one rename.
     pub(super) fn put_transit(&mut self) -> Result<()> {
         self.put_aside()?;
-        self.give_name(TRANSIT)?;
+        self.give_name(&self.transit_name())?;
         if self.next.get(grub::GENERATED).is_some_and(|text| self.live.get(grub::GENERATED) != Some(text)) {
             self.give_name(grub::GENERATED)?;
         }
@@ -71,16 +76,17 @@ impl Dirs {
     pub(super) fn remove_transit(&self) -> Result<()> {
         let live = self.loader.open_dir(ENTRIES)?;
         let files = Entries::read(&self.loader, ENTRIES)?.unwrap_or_default();
+        let Some(transit) = transit_in(&files) else { return Ok(()) };
         if files.get(grub::GENERATED).is_some() {
-            let others: Entries = files.files().filter(|(name, _)| *name != TRANSIT).map(owned).collect();
+            let others: Entries = files.files().filter(|(name, _)| *name != transit).map(owned).collect();
             put(&live, grub::GENERATED, &grub::menuentries(&others))?;
         }
-        Ok(sys::remove::file(&live, TRANSIT)?)
+        Ok(sys::remove::file(&live, transit)?)
     }
 
     /// From the transit entry to the staged ones, in one go: as long as that one is first, nothing else is what boots. What a
     /// power cut leaves of the others is written again. The transit entry goes last.
-    pub(super) fn finish_one_by_one(&mut self) -> Result<()> {
+    pub(super) fn finish_one_by_one(&mut self, transit: &str) -> Result<()> {
         self.put_aside()?;
         let live = self.loader.open_dir(ENTRIES)?;
         let staged = self.loader.open_dir(ENTRIES_STAGED)?;
@@ -96,20 +102,33 @@ impl Dirs {
             sys::remove::file(&live, name)?;
         }
         sys::sync::file_system(self.loader.open(".")?)?;
-        Ok(sys::remove::file(&live, TRANSIT)?)
+        Ok(sys::remove::file(&live, transit)?)
     }
 
     /// Whether the live entries boot the new deployment without the transit one too.
     pub(super) fn is_whole(&self) -> bool {
-        let others: Entries = self.live.files().filter(|(name, _)| *name != TRANSIT).map(owned).collect();
+        let others: Entries = self.live.files().filter(|(name, _)| bare(name) != TRANSIT).map(owned).collect();
         others.first_deployment(self.order).as_ref() == Some(&self.id)
     }
 }
 
+/// The live file that is the next one `name`: by the same name, or by one that the boot loader, or whoever found it good, has
+/// given it since. One without tries is none.
+fn same<'a>(live: &'a Entries, name: &str, content: &str) -> Option<&'a str> {
+    let is_same = |(other, text): &(&str, &str)| {
+        *text == content && (*other == name || bare(other).eq_ignore_ascii_case(&bare(name)) && !is_spent(other))
+    };
+    live.files().find(is_same).map(|(other, _)| other)
+}
+
 /// The live entries that are ours and not among the next, in whatever case.
 fn superfluous<'a>(live: &'a Entries, next: &'a Entries) -> impl Iterator<Item = &'a str> {
-    let old = move |(name, content): &(&str, &str)| is_ours(name, content) && !next.has_in_any_case(name);
-    live.files().filter(old).map(|(name, _)| name).filter(|name| *name != TRANSIT)
+    let kept: Vec<_> = next.files().filter_map(|(name, content)| same(live, name, content)).collect();
+    let old = move |(name, content): &(&str, &str)| {
+        is_ours(name, content) && !next.has_in_any_case(name) && !kept.contains(name)
+    };
+    let in_transit = transit_in(live);
+    live.files().filter(old).map(|(name, _)| name).filter(move |name| Some(*name) != in_transit)
 }
 
 #[cfg(test)]
