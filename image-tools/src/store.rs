@@ -99,6 +99,8 @@ struct Layered<'a> {
     image: &'a Image,
     layer: &'a Layer,
     progress: &'a Progress,
+    /// Where files without a name are made.
+    scratch: &'a Path,
 }
 
 /// A layer that was read into the repository.
@@ -231,7 +233,8 @@ impl Store {
             progress.add(layer.descriptor.size());
             return Ok(imported.clone());
         }
-        let imported = Rc::new(self.kept.import(&self.repository, &Layered { image, layer, progress })?);
+        let imported =
+            Rc::new(self.kept.import(&self.repository, &Layered { image, layer, progress, scratch: &self.scratch })?);
         self.name(layer_content_id(&layer.diff_id.parse()?), &imported.stream);
         self.layers.borrow_mut().insert(key, imported.clone());
         Ok(imported)

@@ -151,7 +151,7 @@ fn packed(
 ) -> Result<(Sha512HashValue, Vec<Entry>)> {
     let file = match cache {
         Some(cache) => cache.create()?,
-        None => tempfile::tempfile().context("creating a file for the contents of a layer")?,
+        None => tempfile::tempfile_in(of.scratch).context("creating a file for the contents of a layer")?,
     };
     let mut pack = Writer::new(file);
     let read = |archive: &mut dyn io::Read| import(repository, &mut pack, archive);

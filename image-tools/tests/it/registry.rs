@@ -48,7 +48,10 @@ impl Registry {
         let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/bin");
         shell.set_var("PATH", format!("{tools}:{}", shell.var("PATH").unwrap()));
         if program::output(cmd!(shell, "docker-registry --version")).is_err() {
-            println!("SKIPPED: docker-registry is not installed");
+            #[allow(clippy::print_stdout, reason = "the runner shows it")]
+            {
+                println!("SKIPPED: docker-registry is not installed");
+            }
             return None;
         }
         // Somebody else may take the port before the registry does; that fails, loudly.
@@ -128,7 +131,8 @@ fn only_what_is_missing_is_fetched_and_the_machine_follows_the_registry() {
     let Some((machine, registry)) = machine(dir.path()) else { return };
     let v2 = registry.name("2");
     let asked = machine.stage_from(&registry.shell, &[&v2, "--check", "--json"]);
-    let answer: serde_json::Value = serde_json::from_slice(&asked.stdout).expect(&said(&asked));
+    let answer: serde_json::Value =
+        serde_json::from_slice(&asked.stdout).unwrap_or_else(|_| panic!("{}", said(&asked)));
     assert_eq!(answer["outcome"], "available");
     let to_fetch = answer["to_fetch"].as_u64().unwrap();
     assert!((4 << 20..5 << 20).contains(&to_fetch), "{answer}");

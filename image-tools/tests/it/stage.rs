@@ -303,21 +303,23 @@ fn what_this_machine_cannot_boot_is_refused_and_nothing_that_boots_has_changed()
     refused(&machine, &["oci"], 2, "is no image");
     let v1 = machine.stage(&[&layout("v1")]);
     assert!(said(&v1).contains("is what this machine runs: nothing to do"), "{}", said(&v1));
-    let id = crate::layout::run(&["digest", &v2]);
-    let id = String::from_utf8(id.stdout).unwrap();
-    let failed = format!("{{\"deployment\": \"{}\", \"boots\": 2, \"at\": \"2026-01-02T03:04:05Z\"}}", id.trim());
-    let file = machine.path("root/state/finalize/failed.json");
-    fs::write(&file, format!("{{\"schema\": 1, \"failed\": [{failed}]}}")).unwrap();
-    refused(&machine, &[&v2], 3, "try-again");
-    fs::remove_file(file).unwrap();
     // What the origin names is on another machine.
     refused(&machine, &[], 1, "looking for oci:somewhere, which this machine follows");
     let blob = crate::layout::layer(&dir.path().join("v2"));
     let mut bytes = fs::read(&blob).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    fs::write(&blob, bytes).unwrap();
+    fs::write(&blob, &bytes).unwrap();
     refused(&machine, &[&v2], 3, "is corrupt");
+    bytes[middle] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    // The boot loader has given it up.
+    let id = crate::layout::run(&["digest", &v2]);
+    let id = String::from_utf8(id.stdout).unwrap();
+    let failed = format!("{{\"deployment\": \"{}\", \"boots\": 2, \"at\": \"2026-01-02T03:04:05Z\"}}", id.trim());
+    let file = machine.path("root/state/finalize/failed.json");
+    fs::write(&file, format!("{{\"schema\": 1, \"failed\": [{failed}]}}")).unwrap();
+    refused(&machine, &[&v2], 3, "try-again");
 }
 
 #[test]
