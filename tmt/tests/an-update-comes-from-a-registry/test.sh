@@ -8,7 +8,7 @@ if once registry; then
   has "what there is" "$(image-tools stage --check "$image")" "has an update"
   # A full boot file system refuses, says how much is missing, and nothing has changed.
   case $loader-$boot_type in grub-bls) full=$boot ;; *) full=$esp ;; esac
-  before=$(entries_now)
+  before=$(entries_now || true)
   free=$(df --output=avail -B 1 "$full" | tail -n 1)
   [ $full = /sysroot/boot ] || fallocate -l $((free - (8 << 20))) "$full/full" 2>/dev/null ||
     head -c $((free - (8 << 20))) /dev/zero >"$full/full"
