@@ -4,7 +4,8 @@
 //! `BENCH_IMAGE` is an OCI layout with the tag `latest`, the demo's v2 unless told; `BENCH_BEFORE`, the demo's v1, is what the
 //! cache has seen before; `hack/large-image` makes such layouts of any size, and `BENCH_SIZE` MiB is what mke2fs makes of
 //! others' trees. Temporary files are best in memory (`TMPDIR`). systemd-repart, which is what mkosi makes disks with, takes part
-//! where it can do without loop devices (254 and later; `REPART` names another one than the machine's).
+//! where it can do without loop devices (254 and later; `REPART` names another one than the machine's), and mkosi itself where it
+//! is there (`MKOSI` likewise).
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 use std::{
@@ -109,6 +110,31 @@ fn partitioned(repart: &str, root: &Path, scratch: &Path) {
     program::run(make).unwrap();
 }
 
+/// mkosi, where it is there.
+fn mkosi() -> Option<String> {
+    let program = std::env::var("MKOSI").unwrap_or_else(|_| "mkosi".to_owned());
+    let shell = program::shell().unwrap();
+    program::output(cmd!(shell, "{program} --version")).ok()?.status.success().then_some(program)
+}
+
+/// The same disk by mkosi, which copies the tree first, and reads devices in it as if they were files.
+fn by_mkosi(mkosi: &str, root: &Path, scratch: &Path) {
+    let shell = program::shell().unwrap();
+    program::run(cmd!(shell, "find {root}/dev -type c -delete")).unwrap();
+    let config = format!(
+        "[Distribution]\nDistribution=custom\n[Output]\nFormat=disk\nOutputDirectory={0}/out\n[Build]\nWorkspaceDirectory={0}\n\
+         [Content]\nBootable=no\nBaseTrees={1}\n",
+        scratch.display(),
+        root.display()
+    );
+    std::fs::create_dir_all(scratch.join("mkosi/mkosi.repart")).unwrap();
+    std::fs::create_dir(scratch.join("out")).unwrap();
+    std::fs::write(scratch.join("mkosi/mkosi.conf"), config).unwrap();
+    let partition = "[Partition]\nType=root\nCopyFiles=/\nFormat=ext4\nSizeMinBytes=2G\n";
+    std::fs::write(scratch.join("mkosi/mkosi.repart/1.conf"), partition).unwrap();
+    program::run(cmd!(shell, "{mkosi} --directory {scratch}/mkosi --force build")).unwrap();
+}
+
 /// A cache that has seen an image, and how one builds with it: what is new is removed again.
 struct Cache {
     dir: tempfile::TempDir,
@@ -155,6 +181,10 @@ fn main() {
     if let Some(repart) = repart() {
         let work = move |dir: &Path| partitioned(&repart, &umoci(image, dir), dir);
         rivals.insert(3, ("umoci unpack, and systemd-repart", Box::new(work)));
+    }
+    if let Some(mkosi) = mkosi() {
+        let work = move |dir: &Path| by_mkosi(&mkosi, &umoci(image, dir), dir);
+        rivals.insert(3, ("umoci unpack, and mkosi", Box::new(work)));
     }
     let mut times = vec![vec![]; rivals.len()];
     for _ in 0..number("BENCH_ROUNDS", 7) {
