@@ -113,7 +113,12 @@ impl Writer<'_> {
         match &node.content {
             Content::Dir => match sys::node::mkdir(at, name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-                made => made?,
+                made => {
+                    made?;
+                    if keeps == Keeps::Nothing && sys::fat::has(at)? {
+                        sys::fat::sync_table(at)?;
+                    }
+                }
             },
             Content::Link(target) => sys::node::symlink(target.as_os_str().as_bytes(), at, name)?,
             Content::HardLink(first) => {

@@ -73,7 +73,7 @@ pub fn find(host: &Host, boot_type: BootType) -> Result<Vec<Place>> {
         (Loader::Grub, BootType::Bls) => {
             let (boot, root) = boot_dir(host)?;
             let root = if boot == BootDir::Root { root } else { host.sysroot.try_clone()? };
-            let method = if is_fat(&root)? { Method::OneByOne } else { Method::Exchange };
+            let method = if sys::fat::has(&root)? { Method::OneByOne } else { Method::Exchange };
             Ok(vec![Place::Entries(EntriesPlace { root, boot, loader: Loader::Grub, method })])
         }
         (Loader::Grub, BootType::Uki) => {
@@ -177,7 +177,10 @@ const AUTOMOUNTS: [&str; 3] = ["/efi", "/boot", "/boot/efi"];
 /// the mount that everybody sees stays read-only.
 fn mounted(host: &Host, device: &Path, kinds: &[&str]) -> io::Result<OwnedFd> {
     let (access, mut there) = (host.access, sys::mount::mount_point_of(device)?);
-    if there.is_none() && !host.is_ending && sys::mount::wake(&AUTOMOUNTS)? {
+    if there.is_none() && !host.is_ending && sys::mount::waits(&AUTOMOUNTS)? {
+        // Its unit makes one pass only.
+        mend(device);
+        sys::mount::wake(&AUTOMOUNTS)?;
         there = sys::mount::mount_point_of(device)?;
     }
     if let Some(mount_point) = there {
@@ -268,11 +271,6 @@ fn opened(host: &Host, path: &Path) -> Result<Dir> {
         Access::Read => open(path),
         Access::Write => writable(path),
     }
-}
-
-fn is_fat(dir: &Dir) -> io::Result<bool> {
-    const MSDOS: rustix::fs::FsWord = 0x4d44;
-    Ok(rustix::fs::fstatfs(dir)?.f_type == MSDOS)
 }
 
 /// The number of the block device below the physical root.

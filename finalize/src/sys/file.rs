@@ -8,7 +8,7 @@ use std::{
 use cap_std::fs::{Dir, File, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::{Gid, Mode, Uid};
 
-use super::{fault, flags, node, remove, rename, sync};
+use super::{fat, fault, flags, node, remove, rename, sync};
 
 /// No boot entry, marker or record is larger: what is, is not read.
 const LIMIT: u64 = 1 << 20;
@@ -209,9 +209,19 @@ pub fn create_dir_all(dir: &Dir, path: &str) -> io::Result<()> {
     for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
         let part = &path[..end];
         if !dir.is_dir(part) {
-            fault::changing("mkdirat")?;
-            dir.create_dir(part)?;
+            create_dir(dir, part)?;
         }
+    }
+    Ok(())
+}
+
+/// Makes the directory `path`; on FAT, its cluster is on the disk before its name is (see [`fat`]).
+fn create_dir(dir: &Dir, path: &str) -> io::Result<()> {
+    fault::changing("mkdirat")?;
+    dir.create_dir(path)?;
+    if fat::has(dir)? {
+        let parent = path.rsplit_once('/').map_or(".", |(parent, _)| parent);
+        fat::sync_table(dir.open_dir(parent)?)?;
     }
     Ok(())
 }

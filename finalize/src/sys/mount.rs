@@ -48,16 +48,29 @@ pub fn clone(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Mounts what waits at one of these places for somebody who looks (systemd.automount(5)), as whoever goes there does: a
-/// file system must not be taken away from its own mount unit. Whether there was one.
+/// file system must not be taken away from its own mount unit.
 ///
 /// # Errors
 ///
 /// Those of reading `/proc/self/mountinfo`. What cannot be mounted is nobody's.
-pub fn wake(places: &[&str]) -> io::Result<bool> {
+pub fn wake(places: &[&str]) -> io::Result<()> {
+    waiting(places)?.iter().for_each(|mount| drop(std::fs::read_dir(&mount.mount_point)));
+    Ok(())
+}
+
+/// Whether anything waits at one of these places.
+///
+/// # Errors
+///
+/// Those of reading `/proc/self/mountinfo`.
+pub fn waits(places: &[&str]) -> io::Result<bool> {
+    Ok(!waiting(places)?.is_empty())
+}
+
+fn waiting(places: &[&str]) -> io::Result<Vec<MountInfo>> {
     let mounts = mounts()?.into_iter().filter(|mount| mount.fs_type == "autofs");
     let waiting = mounts.filter(|mount| places.iter().any(|place| mount.mount_point == Path::new(place)));
-    let woken = waiting.filter(is_visible).filter(|mount| std::fs::read_dir(&mount.mount_point).is_ok());
-    Ok(woken.count() > 0)
+    Ok(waiting.filter(is_visible).collect())
 }
 
 /// Makes the file system at `path`, or in which `dir` is, writable, not only the mount; see fspick(2).

@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{fault, flags, rename, sync};
+use super::{fat, fault, flags, rename, sync};
 
 /// Removes the file `name`; it is no error when there is none.
 ///
@@ -69,11 +69,18 @@ pub fn node_at(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 fn node(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     match openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, 0.into()) {
         // Not a directory, a symlink, or something that cannot be opened without meaning to.
-        Err(Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return unlink(parent, name, AtFlags::empty()),
-        Err(error) => return Err(error.into()),
-        Ok(dir) => children(&dir)?,
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => unlink(parent, name, AtFlags::empty()),
+        Err(error) => Err(error.into()),
+        Ok(dir) => {
+            children(&dir)?;
+            unlink(parent, name, AtFlags::REMOVEDIR)?;
+            if fat::has(&dir)? {
+                // While `dir` is open, its clusters are its own.
+                fat::sync_names(parent)?;
+            }
+            Ok(())
+        }
     }
-    unlink(parent, name, AtFlags::REMOVEDIR)
 }
 
 /// Everything in a directory; the first error is returned after all that can be removed is.

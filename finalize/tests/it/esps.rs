@@ -93,6 +93,36 @@ fn grub_cc_has_its_entries_on_the_esp_in_grubs_order() {
     }
 }
 
+/// A directory has its name on the disk, and its cluster is free: fsck.fat first makes of that a directory without a cluster.
+#[test]
+fn half_a_directory_is_mended_to_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, shell) = (dir.path().join("esp"), shell(dir.path()));
+    for (bits, state, size) in [("32", 65, 4), ("16", 37, 2)] {
+        ok(cmd!(shell, "truncate --size 64M esp"));
+        ok(cmd!(shell, "mkfs.fat -F {bits} esp"));
+        ok(cmd!(shell, "mmd -i esp ::HALF"));
+        let mut bytes = fs::read(&disk).unwrap();
+        let word = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        // BPB_RsvdSecCnt, BPB_FATSz16 or BPB_FATSz32, BPB_NumFATs (the FAT specification, section 3).
+        let (first, fats) = (word(14) * 512, usize::from(bytes[16]));
+        let length = if size == 4 { word(36) } else { word(22) } * 512;
+        let entry = bytes.windows(11).position(|at| at == b"HALF       ").unwrap();
+        let cluster = word(entry + 26);
+        for fat in 0..fats {
+            let at = first + fat * length + cluster * size;
+            bytes[at..at + size].fill(0);
+        }
+        bytes[state] |= 1;
+        fs::write(&disk, &bytes).unwrap();
+        assert!(finalize::sys::fat::mend(&disk).unwrap());
+        ok(cmd!(shell, "fsck.fat -n esp"));
+        let listed = cmd!(shell, "mdir -b -i esp ::/").output().unwrap();
+        assert!(!String::from_utf8_lossy(&listed.stdout).contains("HALF"), "nobody can use it, or remove it");
+        fs::remove_file(&disk).unwrap();
+    }
+}
+
 #[test]
 fn what_a_power_cut_has_left_on_fat_is_mended_only_where_it_was_left() {
     let dir = tempfile::tempdir().unwrap();

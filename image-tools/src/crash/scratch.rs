@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use xshell::cmd;
 
 use super::{
@@ -18,8 +18,9 @@ use super::{
     log::{Kind, Log},
 };
 use crate::{
-    inspect::{table, xfs},
+    inspect::{Disk, ext4, table, xfs},
     program, sparse,
+    verity::BLOCK,
 };
 
 /// A partition.
@@ -50,6 +51,24 @@ pub struct ForGrub {
     pub partition: String,
     /// Where the journal is in that file system, which it does not read.
     pub journal: Vec<Range<u64>>,
+}
+
+impl ForGrub {
+    /// Where GRUB's files are on a disk, and the journal there: inode 8 of ext4. XFS's log is taken for something that it reads.
+    ///
+    /// # Errors
+    ///
+    /// When there is no file system that GRUB could read.
+    pub fn of(disk: &Disk) -> Result<Self> {
+        let mut inode = ext4::Inode::default();
+        let partition = &disk.boot()?.partition;
+        if !xfs::is_at(&disk.path, partition.start)? {
+            let ext4 = ext4::Ext4::at(&disk.path, partition.start);
+            inode = ext4.inodes(&["<8>".to_owned()])?.pop().unwrap_or_default();
+        }
+        let bytes = |(_, first, count): &(u64, u64, u64)| first * BLOCK as u64..(first + count) * BLOCK as u64;
+        Ok(Self { partition: partition.name.clone(), journal: inode.extents.iter().map(bytes).collect() })
+    }
 }
 
 /// What was applied, by what it may change.
@@ -145,6 +164,29 @@ impl Scratch {
         }
         self.applied = Applied::default();
         Ok(())
+    }
+
+    /// A copy of the ESP, after what a boot does to it: one pass of fsck.fat -a. If another one would find something, the kernel
+    /// meets that: a directory without a cluster, say, with which it makes the file system read-only.
+    ///
+    /// # Errors
+    ///
+    /// What fsck.fat says when it gives up, or finds something again.
+    pub fn repaired_esp(&self) -> Result<PathBuf> {
+        let esp = self.partition("esp").context("the disk has no ESP")?;
+        let copy = esp.with_extension("repaired");
+        sparse::copy(esp, &copy)?;
+        let shell = program::shell()?;
+        let pass = |what: &str| -> Result<(Option<i32>, String)> {
+            let output = program::output(cmd!(shell, "fsck.fat {what} {copy}"))?;
+            Ok((output.status.code(), String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+        };
+        // 1: something was mended (fsck.fat(8), "EXIT STATUS").
+        let (code, said) = pass("-a")?;
+        ensure!(matches!(code, Some(0 | 1)), "fsck.fat -a gives up: {said}");
+        let (code, said) = pass("-n")?;
+        ensure!(code == Some(0), "after fsck.fat -a there is something left: {said}");
+        Ok(copy)
     }
 
     /// Lets e2fsck repair the ext4 file system in the partition `name`, as a boot does (`-p`), and calls `judge` in between
