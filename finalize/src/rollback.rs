@@ -160,6 +160,7 @@ fn write(host: &Host, plan: &mut Plan, stop: &Stop) -> Result<()> {
     // Some may have waited for what was staged on others.
     let places = find(host, &plan.to)?;
     begin(host, to)?;
+    sys::fault::step("rollback");
     let exchanged = exchange(&places, plan, &config, stop);
     if exchanged.is_err() {
         for place in places.iter().filter(|place| place.has_staged()) {

@@ -2,7 +2,7 @@
 //! before the n-th change (see [`fault`]), and nothing above needs `unsafe`.
 
 pub mod fat;
-pub(crate) mod fault;
+pub mod fault;
 pub mod file;
 pub mod flags;
 pub(crate) mod freeze;

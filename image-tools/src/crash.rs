@@ -1,12 +1,12 @@
-//! Power cuts: a machine is watched while it finalizes and shuts down, every write and flush of its disk is logged, and
-//! then each disk that a power cut could have left behind is made and judged.
+//! Power cuts: a machine is watched while it finalizes and shuts down, or while a program changes its deployments; every write
+//! and flush of its disk is logged, and then each disk that a power cut could have left behind is made and judged.
 //!
-//! A recording is a directory: `base.raw`, the disk when the shutdown began; `writes.log`; `final.raw`, the disk when it
-//! was over; `recording.json`. Nothing else is needed to try any power cut again. The recording of a next boot
+//! A recording is a directory: `base.raw`, the disk when that began; `writes.log`; `final.raw`, the disk when it was over; `recording.json`. Nothing else is needed to try any power cut again. The recording of a next boot
 //! ([`Watched::NextBoot`]) has the recording of the shutdown before that boot in its directory `shutdown`.
 
 pub mod case;
 pub mod crowd;
+mod deployed;
 pub mod etc;
 pub mod eyes;
 pub mod judge;
@@ -14,6 +14,7 @@ pub mod log;
 mod next_boot;
 pub mod proof;
 pub mod scratch;
+mod staged;
 
 use std::{
     fs,
@@ -53,7 +54,7 @@ pub const BASE: &str = "base.raw";
 const STRETCH: usize = 16;
 
 /// Which part of a machine's life is recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Watched {
     /// The finalization, and the shutdown that it is a part of.
     Shutdown,
@@ -61,6 +62,9 @@ pub enum Watched {
     /// earliest power cut during the finalization leaves behind with which the new deployment boots: the report has all of
     /// the clean-up to do.
     NextBoot,
+    /// A program of the host that has the running machine stage an update, or change the order of its entries. When it ends, all
+    /// that it has done must be on the disk.
+    Program(PathBuf),
 }
 
 /// How a machine is recorded.
@@ -99,11 +103,14 @@ pub struct Recording {
     mark: usize,
     /// For a recording of a next boot: that of the shutdown before it.
     shutdown: Option<Box<Recording>>,
+    /// For that of a program: how many entries of the log there were when it had ended. There are no others.
+    end: Option<usize>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Notes {
     mark: usize,
+    end: Option<usize>,
 }
 
 impl Recording {
@@ -114,13 +121,15 @@ impl Recording {
     ///
     /// When the machine does not boot, the program fails, or `dir` cannot be written.
     pub fn make(dir: &Path, session: &Session) -> Result<Self> {
-        match session.watched {
-            Watched::Shutdown => Self::of_shutdown(dir, session),
+        match &session.watched {
+            Watched::Shutdown => Self::of_shutdown(dir, session, None),
             Watched::NextBoot => Self::of_next_boot(dir, session),
+            Watched::Program(program) => Self::of_shutdown(dir, session, Some(program)),
         }
     }
 
-    fn of_shutdown(dir: &Path, session: &Session) -> Result<Self> {
+    /// Records the shutdown, or the program before it.
+    fn of_shutdown(dir: &Path, session: &Session, watched: Option<&Path>) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let [base, last, writes] = [BASE, "final.raw", "writes.log"].map(|name| dir.join(name));
         sparse::copy(&session.disk, &base)?;
@@ -134,26 +143,34 @@ impl Recording {
         if machine.resume.is_none() {
             vm.wait_for("The machine is ready.")?;
         }
+        let run = |vm: &mut Vm, program: &Path, arguments: &[String]| -> Result<u64> {
+            let status = vm.run(program, arguments, &machine)?;
+            ensure!(status.success(), "{} failed ({status})", program.display());
+            Ok(fs::metadata(&writes)?.len())
+        };
+        let mut began = fs::metadata(&writes)?.len();
         if let Some((program, arguments)) = session.program.split_first() {
-            let status = vm.run(program.as_ref(), arguments, &machine)?;
-            ensure!(status.success(), "{program} failed ({status})");
+            began = run(&mut vm, program.as_ref(), arguments)?;
         }
-        let size = fs::metadata(&writes)?.len();
+        let ended = watched.map(|program| run(&mut vm, program, &[])).transpose()?;
         vm.power_down()?;
-        let log = log(dir)?;
-        let mark = log.within(size);
-        ensure!(
-            mark < log.entries.len(),
-            "the machine has written nothing since the power button was pressed: see its console"
-        );
+        let mut log = log(dir)?;
+        let mark = log.within(began);
+        let end = ended.map(|size| log.within(size));
+        log.entries.truncate(end.unwrap_or(usize::MAX));
+        ensure!(mark < log.entries.len(), "the machine has written nothing while it was watched: see its console");
         repeat(&log, 0, &Case { moment: mark, chance: None }, &base)?;
-        Self { dir: dir.to_owned(), log, mark, shutdown: None }.noted()
+        if end.is_some() {
+            sparse::copy(&base, &last)?;
+            repeat(&log, mark, &Case { moment: log.entries.len(), chance: None }, &last)?;
+        }
+        Self { dir: dir.to_owned(), log, mark, shutdown: None, end }.noted()
     }
 
     /// Writes down what `open` needs to know besides the log.
     fn noted(self) -> Result<Self> {
         let notes = self.dir.join("recording.json");
-        let text = serde_json::to_string(&Notes { mark: self.mark })?;
+        let text = serde_json::to_string(&Notes { mark: self.mark, end: self.end })?;
         fs::write(&notes, text).with_context(|| format!("writing {}", notes.display()))?;
         Ok(self)
     }
@@ -166,17 +183,20 @@ impl Recording {
     pub fn open(dir: &Path) -> Result<Self> {
         let notes = dir.join("recording.json");
         let text = fs::read_to_string(&notes).with_context(|| format!("reading {}", notes.display()))?;
-        let Notes { mark } = serde_json::from_str(&text).with_context(|| format!("reading {}", notes.display()))?;
-        let log = log(dir)?;
+        let Notes { mark, end } =
+            serde_json::from_str(&text).with_context(|| format!("reading {}", notes.display()))?;
+        let mut log = log(dir)?;
+        log.entries.truncate(end.unwrap_or(usize::MAX));
         ensure!(mark <= log.entries.len(), "{} does not belong to its log", notes.display());
         let shutdown = dir.join(next_boot::SHUTDOWN);
         let shutdown = shutdown.exists().then(|| Self::open(&shutdown).map(Box::new)).transpose()?;
-        Ok(Self { dir: dir.to_owned(), log, mark, shutdown })
+        Ok(Self { dir: dir.to_owned(), log, mark, shutdown, end })
     }
 
     fn judge(&self) -> Result<Judge> {
         let [base, last] = [BASE, "final.raw"].map(|name| self.dir.join(name));
         let judge = match &self.shutdown {
+            None if self.end.is_some() => Judge::of_program(&base, &last)?,
             None => Judge::learn(&base, &last)?,
             Some(shutdown) => shutdown.judge()?.at_next_boot(&base, &last)?,
         };
@@ -212,7 +232,11 @@ impl Recording {
     /// When the machine did not finalize, or a disk cannot be made or looked at.
     pub fn prove(&self, cuts: Cuts) -> Result<Proof> {
         let judge = self.judge()?;
-        let cases = Case::draw(&self.log.entries, self.mark, cuts);
+        let mut cases = Case::draw(&self.log.entries, self.mark, cuts);
+        if let Some(moment) = self.end {
+            // What has ended is on the disk, whatever was not flushed.
+            cases.extend((0..3).map(|n| Case { moment, chance: Some(cuts.seed.wrapping_add(n)) }));
+        }
         let is_enough = AtomicBool::new(false);
         let (next, step) = (AtomicUsize::new(0), info_span!(target: "image_tools::step", "power cuts"));
         step.pb_set_style(&ProgressStyle::with_template("{span_name} {wide_bar} {pos}/{len}")?);
@@ -228,7 +252,7 @@ impl Recording {
                         return Ok(());
                     }
                     disk.apply(&self.log, self.mark, case)?;
-                    let verdict = judge.judge(&disk, &mut memory)?;
+                    let verdict = self.verdict(&judge, &disk, case, &mut memory)?;
                     disk.undo()?;
                     if cuts.enough == Enough::OneBroken && matches!(verdict, Verdict::Broken(_)) {
                         is_enough.store(true, Ordering::Relaxed);
@@ -253,6 +277,16 @@ impl Recording {
         Ok(Proof { tried, entries: (later.len() - flushes, flushes), seed: cuts.seed })
     }
 
+    /// What the disk is after a power cut.
+    fn verdict(&self, judge: &Judge, disk: &Scratch, case: &Case, memory: &mut Memory) -> Result<Verdict> {
+        Ok(match judge.judge(disk, memory)? {
+            Verdict::Old if self.end == Some(case.moment) => {
+                Verdict::Broken("the program had ended, and what it has done is not on the disk".to_owned())
+            }
+            verdict => verdict,
+        })
+    }
+
     /// Tries one power cut; the disk can be kept in `output`.
     ///
     /// # Errors
@@ -264,7 +298,7 @@ impl Recording {
         let dir = tempfile::tempdir()?;
         let mut disk = self.scratch(&judge, dir.path())?;
         disk.apply(&self.log, self.mark, case)?;
-        let verdict = judge.judge(&disk, &mut Memory::default())?;
+        let verdict = self.verdict(&judge, &disk, case, &mut Memory::default())?;
         if let Some(output) = output {
             self.disk(case, output)?;
         }

@@ -220,10 +220,15 @@ pub fn stage(request: &Request, workshop: &Workshop) -> Result<Outcome> {
     let parts = describe(&update, &sites)?;
     parts.iter().try_for_each(Part::check_room)?;
 
+    sys::fault::step("state");
     write_state(&machine.host.sysroot, &store, &system, &state::origin(&system, running.boot_type, Some(&target)))?;
+    sys::fault::step("kernel");
     parts.iter().try_for_each(Part::write_kernel)?;
+    sys::fault::step("cancel");
     machine.cancel()?;
+    sys::fault::step("entries");
     parts.iter().try_for_each(Part::write_entries)?;
+    sys::fault::step("mark");
     machine.mark(&system.id, request.locked)?;
     arm(&request.ambient);
     Ok(Outcome::Staged(about))

@@ -10,7 +10,7 @@
 //! test compares the calls that change something with those that were announced.
 //!
 //! `COMPOSEFS_FINALIZE_NO_SYNC=<step>,<step>` is sabotage: nothing is synced during these steps of a finalization
-//! ([`crate::record::Step`]); with `checkpoint` all is synced, but no journal is written back; with `rename` a tree is
+//! ([`crate::record::Step`]), of a rollback (`rollback`) and of staging (`image-tools`, `stage.rs`); with `checkpoint` all is synced, but no journal is written back; with `rename` a tree is
 //! removed under the name that means something. A proof that power cuts do no harm must fail then, or it proves nothing.
 
 /// Announces the changing system call `name`.

@@ -1,4 +1,4 @@
-//! `crash`: every power cut during a finalization, tried on copies of a disk.
+//! `crash`: every power cut during a finalization or another change, tried on copies of a disk.
 
 use std::{
     io::Write,
@@ -43,6 +43,9 @@ pub struct Crash {
     /// Record the boot after the earliest power cut with which the update boots, not the shutdown
     #[arg(long)]
     next_boot: bool,
+    /// Record what this program has the machine do, not the shutdown: stage an update, or roll back
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "next_boot")]
+    watch: Option<PathBuf>,
     /// Try one power cut only, as a failure names it
     #[arg(long, value_name = "CUT")]
     cut: Option<Case>,
@@ -78,7 +81,7 @@ pub struct Crash {
     /// A port of 127.0.0.1 that the guest reaches as 10.0.2.100:5000
     #[arg(long, value_name = "PORT", requires = "ssh")]
     reach: Option<u16>,
-    /// A program to run when the guest is ready, which edits it and syncs; then the power button is pressed
+    /// A program to run when the guest is ready, which edits it and syncs; then what is recorded begins
     #[arg(last = true)]
     program: Vec<String>,
 }
@@ -93,7 +96,11 @@ impl Crash {
         let disk = self.disk.clone().unwrap_or_else(|| self.recording.join(BASE));
         let session = Session {
             arch: arch_of(&disk, self.arch)?,
-            watched: if self.next_boot { Watched::NextBoot } else { Watched::Shutdown },
+            watched: match &self.watch {
+                Some(program) => Watched::Program(program.clone()),
+                None if self.next_boot => Watched::NextBoot,
+                None => Watched::Shutdown,
+            },
             disk: self.disk.clone().unwrap_or_default(),
             resume: self.resume.clone(),
             crowded: self.crowded,

@@ -10,7 +10,7 @@ use finalize::{
     layout,
 };
 
-use crate::inspect::{fat::Fat, grub::GrubFs};
+use crate::inspect::{Disk, fat::Fat, grub::GrubFs};
 
 /// What a boot loader reads its entries from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,27 @@ pub enum Menu {
     Generated,
     /// Type #1 entries, read by a module of GRUB.
     Blsuki,
+}
+
+impl Menu {
+    /// What `loader` reads on this machine.
+    ///
+    /// # Errors
+    ///
+    /// When GRUB has no configuration.
+    pub fn of(disk: &Disk, loader: Loader) -> Result<Self> {
+        if loader == Loader::SystemdBoot {
+            return Ok(Self::Esp);
+        }
+        let boot = disk.boot()?;
+        let config = format!("{}/{}/grub.cfg", boot.prefix, layout::GRUB);
+        let text = boot.grub.read(&config)?.context("there is no grub.cfg")?;
+        Ok(match text {
+            text if text.contains(layout::USER_CFG) => Self::UserCfg,
+            text if text.contains("blscfg") => Self::Blsuki,
+            _ => Self::Generated,
+        })
+    }
 }
 
 /// An entry, and the files that it boots.

@@ -7,38 +7,29 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     ops::Range,
-    path::{Path, PathBuf},
+    path::Path,
     rc::Rc,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ext4_view::Ext4;
-use finalize::{
-    boot::Loader,
-    digest::DeploymentId,
-    layout,
-    staged::{Marker, Origin},
-};
-use xshell::cmd;
+use finalize::{digest::DeploymentId, layout};
 
 use super::{
     case::Part,
+    deployed::{Deployed, ext4},
     etc::{Etc, etc, same},
     eyes::{Choice, Eyes, Menu},
     scratch::{ForGrub, Scratch},
+    staged::{Staged, Waits, marker},
 };
-use crate::{
-    inspect::{self, Disk, fat::Fat, grub::GrubFs, xfs},
-    program, sparse,
-    verity::BLOCK,
-};
+use crate::inspect::{Disk, fat::Fat, grub::GrubFs};
 
 /// What a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The old deployment boots, and is whole.
     Old,
-    /// The new one does.
+    /// The new one does; where it is only being staged, the old one boots, and the new one is staged as a whole.
     New,
     /// Neither: why.
     Broken(String),
@@ -65,6 +56,8 @@ struct Seen {
     deployments: BTreeMap<DeploymentId, Result<(), String>>,
     /// Whether the next finalization would find the image's /etc whole.
     original: Option<Result<(), String>>,
+    /// The update that waits, where one is staged while the machine is watched.
+    waits: Option<Waits>,
 }
 
 /// The same, as the power cut left it, and after the repairs of the next boot.
@@ -97,13 +90,12 @@ pub struct Judge {
     files: BTreeMap<String, Vec<Range<u64>>>,
     /// What GRUB reads, if it is GRUB.
     pub for_grub: ForGrub,
-    old_etc: Vec<Etc>,
-    /// The merged /etc; and what a boot has made of it, where one is watched.
-    new_etc: Vec<Etc>,
-    /// What is there of the new deployment when its merged /etc is in place.
-    mark: &'static str,
-    /// The new deployment's /etc as its image has it.
-    image_etc: Vec<Etc>,
+    /// The deployments that may boot.
+    deployments: Vec<Deployed>,
+    /// The new deployment's /etc as its image has it, where a finalization may leave that.
+    image_etc: Option<Etc>,
+    /// What may be staged, where the machine stages an update.
+    staged: Option<Staged>,
 }
 
 impl Judge {
@@ -113,37 +105,21 @@ impl Judge {
     ///
     /// When nothing is staged before, or the staged deployment is not what boots after, with a merged /etc.
     pub fn learn(before: &Path, after: &Path) -> Result<Self> {
-        let disk = Disk::open(before, None)?;
-        let report = disk.report()?;
-        let staged = disk.root()?.read(&format!("/{}", layout::STAGED))?.context("nothing is staged on the disk")?;
-        let mut judge = Self {
-            menu: menu(&disk, report.loader.context("the disk has no boot loader")?)?,
-            old: report.entries.iter().find_map(|entry| entry.deployment.clone()).context("no deployment boots")?,
-            new: staged.parse::<Marker>()?.depl_id,
-            files: BTreeMap::new(),
-            for_grub: for_grub(&disk)?,
-            old_etc: vec![],
-            new_etc: vec![],
-            mark: layout::ETC_ORIG,
-            image_etc: vec![],
-        };
+        let mut judge = Self::of(before)?;
         let dirs = [tempfile::tempdir()?, tempfile::tempdir()?];
-        let copy = |disk, dir: &tempfile::TempDir| Scratch::copy(disk, dir.path(), &judge.for_grub);
-        let (first, last) = (copy(before, &dirs[0])?, copy(after, &dirs[1])?);
-        judge.old_etc = vec![etc(&ext4(&first)?, &judge.old, layout::ETC)?];
-        judge.new_etc = vec![etc(&ext4(&last)?, &judge.new, layout::ETC)?];
-        for (disk, id) in [(&first, &judge.old), (&last, &judge.new)] {
-            let eyes = judge.eyes(disk)?;
-            let choice = eyes.choices()?.into_iter().next().context("there is no entry")?;
-            ensure!(choice.id == *id, "{} boots first, not {}: was it finalized?", choice.id.short(), id.short());
-            for file in choice.files {
-                let blocks = eyes.blocks(&file)?;
-                judge.files.insert(file, blocks);
-            }
-        }
-        judge.image_etc = vec![etc(&ext4(&last)?, &judge.new, layout::ETC_ORIG)?];
-        let is_merged = judge.image_etc != judge.new_etc;
-        ensure!(is_merged, "the merged /etc is the image's: without local changes nothing is proven");
+        let (first, last) = judge.copies([before, after], &dirs)?;
+        judge.new = marker(&ext4(&first)?)?.context("nothing is staged on the disk")?;
+        let (old, new) = (judge.old.clone(), judge.new.clone());
+        judge.learn_files(&first, &old)?;
+        judge.learn_files(&last, &new)?;
+        let merged = etc(&ext4(&last)?, &new, layout::ETC)?;
+        let image_etc = etc(&ext4(&last)?, &new, layout::ETC_ORIG)?;
+        ensure!(image_etc != merged, "the merged /etc is the image's: without local changes nothing is proven");
+        judge.deployments = vec![
+            Deployed { etc: vec![etc(&ext4(&first)?, &old, layout::ETC)?], id: old, mark: layout::ETC },
+            Deployed { id: new, mark: layout::ETC_ORIG, etc: vec![merged] },
+        ];
+        judge.image_etc = Some(image_etc);
         Ok(judge)
     }
 
@@ -161,10 +137,78 @@ impl Judge {
             let original = format!("/{}/{}", layout::deployment(&self.new), layout::ETC_ORIG);
             let there = if leaves_original { "missing before" } else { "still there after" };
             ensure!(ext4.exists(original.as_str())? == leaves_original, "{original} is {there} the report");
-            self.new_etc.push(etc(&ext4, &self.new, layout::ETC)?);
+            let seen = etc(&ext4, &self.new, layout::ETC)?;
+            let new = self.deployments.iter_mut().find(|deployed| deployed.id == self.new);
+            let new = new.context("the new deployment is not known")?;
+            new.etc.push(seen);
+            new.mark = layout::ETC;
         }
-        self.mark = layout::ETC;
         Ok(self)
+    }
+
+    /// Learns from the disk `before` and `after` a program that has staged an update, or changed the order of the entries.
+    ///
+    /// # Errors
+    ///
+    /// When it has done neither.
+    pub fn of_program(before: &Path, after: &Path) -> Result<Self> {
+        let mut judge = Self::of(before)?;
+        let dirs = [tempfile::tempdir()?, tempfile::tempdir()?];
+        let (first, last) = judge.copies([before, after], &dirs)?;
+        let old = judge.old.clone();
+        judge.learn_files(&first, &old)?;
+        let mut booting = vec![old.clone()];
+        match marker(&ext4(&last)?)? {
+            Some(new) if marker(&ext4(&first)?)?.as_ref() != Some(&new) => {
+                judge.new = new;
+                judge.staged = Some(Staged::learn((&first, &judge.eyes(&first)?), (&last, &judge.eyes(&last)?))?);
+            }
+            _ => {
+                judge.new = first_of(&judge.eyes(&last)?)?.id;
+                ensure!(judge.new != old, "the program has staged no update, and not changed what boots first");
+                judge.learn_files(&last, &judge.new.clone())?;
+                booting.push(judge.new.clone());
+            }
+        }
+        for id in booting {
+            let etc = [etc(&ext4(&first)?, &id, layout::ETC)?, etc(&ext4(&last)?, &id, layout::ETC)?];
+            judge.deployments.push(Deployed { id, mark: layout::ETC, etc: etc.into() });
+        }
+        Ok(judge)
+    }
+
+    /// What is known of a disk before anything happens.
+    fn of(disk: &Path) -> Result<Self> {
+        let disk = Disk::open(disk, None)?;
+        let report = disk.report()?;
+        let old = report.entries.iter().find_map(|entry| entry.deployment.clone()).context("no deployment boots")?;
+        Ok(Self {
+            menu: Menu::of(&disk, report.loader.context("the disk has no boot loader")?)?,
+            new: old.clone(),
+            old,
+            files: BTreeMap::new(),
+            for_grub: ForGrub::of(&disk)?,
+            deployments: vec![],
+            image_etc: None,
+            staged: None,
+        })
+    }
+
+    fn copies(&self, disks: [&Path; 2], dirs: &[tempfile::TempDir; 2]) -> Result<(Scratch, Scratch)> {
+        let [first, last] = [0, 1].map(|n: usize| Scratch::copy(disks[n], dirs[n].path(), &self.for_grub));
+        Ok((first?, last?))
+    }
+
+    /// Where the files lie that boot the deployment, which must be the first one on that disk.
+    fn learn_files(&mut self, disk: &Scratch, id: &DeploymentId) -> Result<()> {
+        let eyes = self.eyes(disk)?;
+        let choice = first_of(&eyes)?;
+        ensure!(choice.id == *id, "{} boots first, not {}: was it finalized?", choice.id.short(), id.short());
+        for file in choice.files {
+            let blocks = eyes.blocks(&file)?;
+            self.files.insert(file, blocks);
+        }
+        Ok(())
     }
 
     /// What the disk is, as it is and after the repairs of the next boot. What was seen of the same bytes before, `memory`
@@ -209,6 +253,7 @@ impl Judge {
     /// The deployment that a verdict speaks of; none of a broken disk.
     pub fn deployment(&self, verdict: &Verdict) -> Option<&DeploymentId> {
         match verdict {
+            Verdict::New if self.staged.is_some() => Some(&self.old),
             Verdict::Old => Some(&self.old),
             Verdict::New => Some(&self.new),
             Verdict::Broken(_) => None,
@@ -235,11 +280,12 @@ impl Judge {
         }
         let look = |eyes: &Eyes| {
             let choices = (self.menu == Menu::Esp).then(|| said(eyes.choices()));
-            Seen { files: self.files_seen(eyes, choices.as_ref()), choices, ..Seen::default() }
+            let waits = self.staged.as_ref().map(|staged| staged.on_esp(&eyes.esp));
+            Seen { files: self.files_seen(eyes, choices.as_ref()), choices, waits, ..Seen::default() }
         };
         let eyes = self.eyes(scratch)?;
         let as_is = look(&eyes);
-        let repaired = match repaired_esp(scratch.partition("esp").context("the disk has no ESP")?) {
+        let repaired = match scratch.repaired_esp() {
             Ok(copy) => look(&Eyes { esp: Fat::at(&copy, 0), ..eyes }),
             Err(why) => Seen { choices: Some(Err(format!("{why:#}"))), ..Seen::default() },
         };
@@ -259,32 +305,31 @@ impl Judge {
 
     /// The same, and the deployments as the booted system sees them.
     fn look_at_root(&self, scratch: &Scratch, grub: &Seen) -> Result<Twice> {
-        let deployments = || {
-            let all = [(&self.old, &self.old_etc, layout::ETC), (&self.new, &self.new_etc, self.mark)];
-            all.map(|(id, wanted, mark)| (id.clone(), said(deployment_is_whole(scratch, (id, mark), wanted)))).into()
-        };
-        let with = |seen| {
+        let deployments = || self.deployments.iter().map(|it| (it.id.clone(), said(it.is_whole(scratch)))).collect();
+        let with = |seen, is_repaired| {
             let original = Some(said(self.original_is_whole(scratch)));
-            Seen { deployments: deployments(), original, ..seen }
+            let waits = self.staged.as_ref().map(|staged| staged.on_root(scratch, is_repaired));
+            Seen { deployments: deployments(), original, waits, ..seen }
         };
-        let look = || Ok(with(self.look_as_grub(scratch)?));
-        let as_is = with(grub.clone());
+        let look = || Ok(with(self.look_as_grub(scratch)?, true));
+        let as_is = with(grub.clone(), false);
         let repaired = scratch.repaired("boot", || scratch.repaired("root", look));
         let gave_up = |why: anyhow::Error| {
-            let all = [&self.old, &self.new].map(|id| (id.clone(), Err(format!("{why:#}"))));
-            Seen { choices: Some(Err(format!("{why:#}"))), deployments: all.into(), ..Seen::default() }
+            let all = self.deployments.iter().map(|it| (it.id.clone(), Err(format!("{why:#}"))));
+            Seen { choices: Some(Err(format!("{why:#}"))), deployments: all.collect(), ..Seen::default() }
         };
         Ok(Twice { as_is, repaired: repaired.unwrap_or_else(gave_up) })
     }
 
     /// Whether `etc.orig` is the image's /etc, where there is one: the next finalization merges from it.
     fn original_is_whole(&self, scratch: &Scratch) -> Result<()> {
+        let Some(image_etc) = &self.image_etc else { return Ok(()) };
         let ext4 = ext4(scratch)?;
         let original = format!("{}/{}", layout::deployment(&self.new), layout::ETC_ORIG);
         if !ext4.exists(format!("/{original}").as_str())? {
             return Ok(());
         }
-        same(&etc(&ext4, &self.new, layout::ETC_ORIG)?, &self.image_etc)
+        same(&etc(&ext4, &self.new, layout::ETC_ORIG)?, std::slice::from_ref(image_etc))
             .with_context(|| format!("the next finalization merges from {original}, which is not whole"))
     }
 
@@ -328,66 +373,14 @@ impl Judge {
         }
         let first = &choices.first().context("there is no entry")?.id;
         state(first).with_context(|| format!("{} boots", first.short()))?;
-        Ok(if *first == self.new { Verdict::New } else { Verdict::Old })
+        let waiting = match &root.waits {
+            Some(waits) => waits.whole_with(esp.waits.as_ref())?,
+            None => None,
+        };
+        Ok(if *first == self.new || waiting == Some(&self.new) { Verdict::New } else { Verdict::Old })
     }
 }
 
-/// The physical root, its journal replayed.
-fn ext4(disk: &Scratch) -> Result<Ext4> {
-    let root = disk.partition("root").context("the disk has no partition root")?;
-    Ext4::load_from_path(root).context("mounting the root file system")
-}
-
-/// Whether the deployment is there, with the /etc that it must have; `mark` is what is there when that is in place.
-fn deployment_is_whole(scratch: &Scratch, (id, mark): (&DeploymentId, &str), wanted: &[Etc]) -> Result<()> {
-    let ext4 = ext4(scratch)?;
-    let mark = format!("/{}/{mark}", layout::deployment(id));
-    ensure!(ext4.exists(mark.as_str())?, "{mark} is missing");
-    same(&etc(&ext4, id, layout::ETC)?, wanted).with_context(|| format!("the /etc of {}", id.short()))?;
-    let image = format!("/{}", layout::image(id));
-    ensure!(ext4.exists(image.as_str())?, "{image} is missing");
-    let origin = format!("/{}/{}", layout::deployment(id), layout::origin(id));
-    let origin = ext4.read_to_string(origin.as_str()).with_context(|| format!("reading {origin}"))?;
-    origin.parse::<Origin>().context("reading the origin file")?;
-    Ok(())
-}
-
-/// Where GRUB's files are, and the journal there: inode 8 of ext4. XFS's log is taken for something that it reads.
-fn for_grub(disk: &Disk) -> Result<ForGrub> {
-    let mut inode = inspect::ext4::Inode::default();
-    let partition = &disk.boot()?.partition;
-    if !xfs::is_at(&disk.path, partition.start)? {
-        let ext4 = inspect::ext4::Ext4::at(&disk.path, partition.start);
-        inode = ext4.inodes(&["<8>".to_owned()])?.pop().unwrap_or_default();
-    }
-    let bytes = |(_, first, count): &(u64, u64, u64)| first * BLOCK as u64..(first + count) * BLOCK as u64;
-    Ok(ForGrub { partition: partition.name.clone(), journal: inode.extents.iter().map(bytes).collect() })
-}
-
-/// A copy of the ESP, after what a boot does to it.
-fn repaired_esp(esp: &Path) -> Result<PathBuf> {
-    let copy = esp.with_extension("repaired");
-    sparse::copy(esp, &copy)?;
-    let shell = program::shell()?;
-    let output = program::output(cmd!(shell, "fsck.fat -a {copy}"))?;
-    match output.status.code() {
-        // Nothing to do, or done (fsck.fat(8), "EXIT STATUS").
-        Some(0 | 1) => Ok(copy),
-        _ => bail!("fsck.fat -a gives up: {}", String::from_utf8_lossy(&output.stdout).trim()),
-    }
-}
-
-/// What the boot loader reads on this machine.
-fn menu(disk: &Disk, loader: Loader) -> Result<Menu> {
-    if loader == Loader::SystemdBoot {
-        return Ok(Menu::Esp);
-    }
-    let boot = disk.boot()?;
-    let config = format!("{}/{}/grub.cfg", boot.prefix, layout::GRUB);
-    let text = boot.grub.read(&config)?.context("there is no grub.cfg")?;
-    Ok(match text {
-        text if text.contains(layout::USER_CFG) => Menu::UserCfg,
-        text if text.contains("blscfg") => Menu::Blsuki,
-        _ => Menu::Generated,
-    })
+fn first_of(eyes: &Eyes) -> Result<Choice> {
+    eyes.choices()?.into_iter().next().context("there is no entry")
 }

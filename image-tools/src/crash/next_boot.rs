@@ -21,7 +21,7 @@ pub const SHUTDOWN: &str = "shutdown";
 impl Recording {
     /// Records the shutdown, and then the boot after the earliest power cut that leaves the new deployment to boot.
     pub(super) fn of_next_boot(dir: &Path, session: &Session) -> Result<Self> {
-        let shutdown = Self::of_shutdown(&dir.join(SHUTDOWN), session)?;
+        let shutdown = Self::of_shutdown(&dir.join(SHUTDOWN), session, None)?;
         let cut = shutdown.first_new().context("looking for the earliest power cut after which the update boots")?;
         let [base, last, writes] = ["base.raw", "final.raw", "writes.log"].map(|name| dir.join(name));
         shutdown.disk(&cut, &base)?;
@@ -31,7 +31,7 @@ impl Recording {
         vm.wait_for("The machine is ready.").with_context(|| format!("booting after the power cut {cut}"))?;
         vm.power_down()?;
         let shutdown = Some(Box::new(shutdown));
-        Self { dir: dir.to_owned(), log: log(dir)?, mark: 0, shutdown }.noted()
+        Self { dir: dir.to_owned(), log: log(dir)?, mark: 0, shutdown, end: None }.noted()
     }
 
     /// The earliest moment after which the new deployment boots; before it, the old one does.

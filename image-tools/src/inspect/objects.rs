@@ -19,7 +19,7 @@ use super::ext4::{Ext4, Inode, Node, Superblock};
 use crate::verity::{Algorithm, Metadata, metadata_offset};
 
 /// The flag of an inode with fs-verity (`Documentation/filesystems/ext4/inodes.rst`).
-pub(super) const VERITY: u32 = 0x10_0000;
+pub const VERITY: u32 = 0x10_0000;
 
 /// Everything that is wrong with objects, `meta.json`, and the /etc of deployments that have not booted.
 ///
