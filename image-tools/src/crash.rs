@@ -43,7 +43,7 @@ use crate::{
     arch::Arch,
     inspect::{self, table},
     sparse,
-    vm::{Changes, Machine, Show, Vm, accel::Asked},
+    vm::{Asks, Changes, Machine, Network, Show, Vm, accel::Asked},
 };
 
 /// The disk when the recording began, in its directory.
@@ -135,7 +135,7 @@ impl Recording {
             vm.wait_for("The machine is ready.")?;
         }
         if let Some((program, arguments)) = session.program.split_first() {
-            let status = vm.run(program.as_ref(), arguments, &machine)?;
+            let status = vm.run(program.as_ref(), arguments, &machine, &[])?;
             ensure!(status.success(), "{program} failed ({status})");
         }
         let size = fs::metadata(&writes)?.len();
@@ -290,7 +290,7 @@ impl Recording {
         let machine = machine(&path, &self.dir, session);
         let mut vm = Vm::start(&machine)?;
         vm.wait_for("The machine is ready.").with_context(|| format!("booting after the power cut {case}"))?;
-        let status = vm.run(look, &[expected.to_string()], &machine)?;
+        let status = vm.run(look, &[expected.to_string()], &machine, &[])?;
         ensure!(
             status.success(),
             "after the power cut {case}, which is {verdict}, {} failed ({status})",
@@ -329,6 +329,8 @@ fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
         ssh: session.ssh,
         authorized_key: session.authorized_key.clone(),
         reach: session.reach,
+        network: Network::Restricted,
+        asks: Asks::Nothing,
         resume: None,
         accel: session.accel.clone(),
         timeout: session.timeout,
