@@ -275,6 +275,15 @@ impl Vm {
         Ok(())
     }
 
+    /// Ends the machine; the error says why it is no good, and has the console's last words.
+    pub fn last_words(mut self, why: &str) -> Error {
+        let tail = self.watch.tell(|heard| heard.tail());
+        _ = self.child.kill();
+        _ = self.child.wait();
+        self.finish();
+        anyhow!("{why}\nthe console's last words:\n{tail}")
+    }
+
     /// What there is to say of a machine that does not go on: why, QEMU's state and words, the console's last lines.
     fn ended(&mut self, ending: Ending) -> Error {
         let mut story = match &ending {
