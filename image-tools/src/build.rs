@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     arch::Arch,
+    check::{self, About, Way},
     deployment::{Choice, Deployments, Ids, Sealing},
     disk,
     node::Node,
@@ -114,11 +115,16 @@ pub fn plan(request: Request, scratch: TempDir, runtime: &Handle) -> Result<Plan
     let store = Store::of_format(request.erofs, &scratch.path().join("composefs"))?.with_cache(cache);
     let arch = request.arch.map(|arch| oci::Arch::from(arch.go));
     let means = Means { scratch: scratch.path(), runtime: Some(runtime) };
-    let pull = |reference: &Reference| {
-        System::pull(Image::resolve(reference.clone(), arch.as_ref(), means)?, &store, request.choice.boot_type)
+    let way = Way { loader: request.choice.loader, boot_type: request.choice.boot_type };
+    // Only the booted system has to finalize what is staged.
+    let pull = |reference: &Reference, about: About| {
+        let image = Image::resolve(reference.clone(), arch.as_ref(), means)?;
+        check::demand(&store, &image, way, about).with_context(|| format!("pulling {reference}"))?;
+        System::pull(image, &store, request.choice.boot_type)
     };
-    let booted = pull(&request.image)?;
-    let staged = request.stage.as_ref().map(pull).transpose()?;
+    let about = if request.stage.is_some() { About::Update } else { About::Boot };
+    let booted = pull(&request.image, about)?;
+    let staged = request.stage.as_ref().map(|image| pull(image, About::Boot)).transpose()?;
     for system in [Some(&booted), staged.as_ref()].into_iter().flatten() {
         if let (Sealing::Unsealed, Boots::Uki(uki)) = (request.choice.sealing, &system.boots) {
             let why = "requires fs-verity, which a disk that is --unsealed has not: it would not boot";

@@ -2,11 +2,16 @@
 
 mod boot;
 mod build;
+mod check;
 mod crash;
+mod init;
 mod inspect;
 mod log;
+mod own;
+mod run;
 mod seal;
 mod stage;
+mod test;
 
 use std::{io::Write, process::ExitCode};
 
@@ -16,6 +21,7 @@ use finalize::cmdline::Format;
 
 use crate::{
     arch::{self, Arch},
+    check::Unfit,
     oci::{Corrupt, Rejected},
     plan::NoRoom,
     stage::Failing,
@@ -41,14 +47,22 @@ enum Command {
     Build(build::Build),
     /// Boot a disk image in QEMU, its console on the terminal, until it is off
     Boot(boot::Boot),
+    /// Say everything that an image lacks to boot and to be updated, and what to write in its Containerfile
+    Check(check::Check),
     /// Try every power cut during a finalization, on copies of a disk image
     Crash(crash::Crash),
+    /// Write a Containerfile to begin with
+    Init(init::Init),
     /// Say what is on a disk image, without mounting it
     Inspect(inspect::Inspect),
     /// Give an image the UKI that boots it
     Seal(seal::Seal),
     /// Say what the deployment of an image will be called
     Digest(seal::Digest),
+    /// Run an image as a machine, its console on the terminal, and leave nothing behind
+    Run(run::Run),
+    /// Boot an image, update it, and have a program judge the machine
+    Test(test::Test),
     /// Stage an update on this machine: the next shutdown finalizes it
     Stage(stage::Stage),
 }
@@ -64,11 +78,15 @@ impl Cli {
         match self.command {
             Command::Boot(typed) => typed.run(out),
             Command::Build(typed) => typed.run(workshop, out),
+            Command::Check(typed) => typed.run(workshop, out),
             Command::Crash(typed) => typed.run(out),
             Command::Digest(typed) => typed.run(workshop, out),
+            Command::Init(typed) => typed.run(out),
             Command::Inspect(typed) => typed.run(out),
+            Command::Run(typed) => typed.run(workshop),
             Command::Seal(typed) => typed.run(workshop, out),
             Command::Stage(typed) => typed.run(workshop, out),
+            Command::Test(typed) => typed.run(workshop, out),
         }
     }
 }
@@ -102,7 +120,7 @@ pub fn code(error: &Error) -> ExitCode {
     let refused = |cause: &(dyn std::error::Error + 'static)| {
         let of_image =
             cause.is::<Corrupt>() || cause.is::<Incomplete>() || cause.is::<CannotBoot>() || cause.is::<Rejected>();
-        of_image || cause.is::<NoRoom>() || cause.is::<NoSpace>() || cause.is::<Failing>()
+        of_image || cause.is::<NoRoom>() || cause.is::<NoSpace>() || cause.is::<Failing>() || cause.is::<Unfit>()
     };
     match error {
         _ if error.is::<clap::Error>() => ExitCode::from(2),

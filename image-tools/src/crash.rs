@@ -44,7 +44,7 @@ use crate::{
     arch::Arch,
     inspect::{self, table},
     sparse,
-    vm::{Changes, Machine, Show, Vm, accel::Asked},
+    vm::{Asks, Changes, Machine, Network, Show, Vm, accel::Asked},
 };
 
 /// The disk when the recording began, in its directory.
@@ -144,7 +144,7 @@ impl Recording {
             vm.wait_for("The machine is ready.")?;
         }
         let run = |vm: &mut Vm, program: &Path, arguments: &[String]| -> Result<u64> {
-            let status = vm.run(program, arguments, &machine)?;
+            let status = vm.run(program, arguments, &machine, &[])?;
             ensure!(status.success(), "{} failed ({status})", program.display());
             Ok(fs::metadata(&writes)?.len())
         };
@@ -324,7 +324,7 @@ impl Recording {
         let machine = machine(&path, &self.dir, session);
         let mut vm = Vm::start(&machine)?;
         vm.wait_for("The machine is ready.").with_context(|| format!("booting after the power cut {case}"))?;
-        let status = vm.run(look, &[expected.to_string()], &machine)?;
+        let status = vm.run(look, &[expected.to_string()], &machine, &[])?;
         ensure!(
             status.success(),
             "after the power cut {case}, which is {verdict}, {} failed ({status})",
@@ -363,6 +363,8 @@ fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
         ssh: session.ssh,
         authorized_key: session.authorized_key.clone(),
         reach: session.reach,
+        network: Network::Restricted,
+        asks: Asks::Nothing,
         resume: None,
         accel: session.accel.clone(),
         timeout: session.timeout,

@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod build;
+pub mod check;
 pub mod cli;
 pub mod crash;
 pub mod deployment;
@@ -10,6 +11,7 @@ pub mod inspect;
 pub mod live;
 pub mod node;
 pub mod oci;
+pub mod own;
 pub mod plan;
 pub mod program;
 pub mod progress;

@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Write},
+    os::fd::AsFd,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -30,6 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mtype", "mtools"),
     ("qemu-img", "qemu-utils"),
     ("setpriv", "util-linux"),
+    ("ssh-keygen", "openssh-client"),
     ("ukify", "systemd-ukify"),
     ("unshare", "util-linux"),
     ("xfs_db", "xfsprogs"),
@@ -90,6 +92,21 @@ pub fn feed(cmd: Cmd<'_>, feed: impl FnOnce(&mut dyn Write) -> Result<()>) -> Re
     }
     fed.with_context(|| format!("writing to {name}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a program that people want to see at work: what it says goes to standard error as it comes.
+///
+/// # Errors
+///
+/// When it cannot be started or fails: names it.
+pub fn aloud(cmd: Cmd<'_>) -> Result<()> {
+    let _span = tracing::info_span!("program", command = %cmd).entered();
+    let name = name(&cmd);
+    let said = io::stderr().as_fd().try_clone_to_owned().context("writing to standard error")?;
+    let status = Command::from(cmd).stdin(Stdio::null()).stdout(said).status();
+    let status = status.map_err(|error| not_started(&name, error))?;
+    anyhow::ensure!(status.success(), "{name} failed ({status})");
+    Ok(())
 }
 
 /// Runs a program whose exit status and words mean something to the caller.

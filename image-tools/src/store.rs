@@ -45,7 +45,7 @@ use sha2::{Digest, Sha256};
 pub use self::{
     cache::Cache,
     live::NoSpace,
-    look::{find, names, object_sizes},
+    look::{At, at, find, names, object_sizes},
 };
 use self::{entry::Entry, kept::Kept, live::Objects};
 use crate::{
@@ -201,15 +201,7 @@ impl Store {
     ///
     /// Names the layer and the entry, or the directory that the image lacks.
     pub fn pull(&self, image: &Image) -> Result<Pulled> {
-        let mut tree = Tree::new(Stat::uninitialized());
-        let mut streams = vec![];
-        let progress = Progress::of_step(image.size());
-        for layer in &image.layers {
-            let imported = self.import(image, layer, &progress)?;
-            let digest = layer.descriptor.digest();
-            layers::apply(&mut tree, &imported.entries).with_context(|| format!("applying the layer {digest}"))?;
-            streams.push((layer.diff_id.clone(), imported.stream.clone()));
-        }
+        let (mut tree, streams) = self.lay(image)?;
         for name in MUST_HAVE {
             let found = matches!(tree.root.lookup(name.as_ref()), Some(Inode::Directory(_)));
             ensure!(found, Incomplete(format!("the image has no directory /{name}: add `RUN mkdir -p /{name}` to it")));
@@ -225,6 +217,29 @@ impl Store {
         self.describe(image, &streams, &id)?;
         self.publish(image)?;
         Ok(Pulled { id: id.to_hex().parse()?, tree, labelled })
+    }
+
+    /// The files of an image as its layers have them, whatever it lacks. The layers are not read again when it is pulled.
+    ///
+    /// # Errors
+    ///
+    /// Names the layer and the entry.
+    pub fn look(&self, image: &Image) -> Result<Tree> {
+        Ok(self.lay(image)?.0)
+    }
+
+    /// The layers on top of each other, and the stream of each.
+    fn lay(&self, image: &Image) -> Result<(Tree, Vec<(String, Sha512HashValue)>)> {
+        let mut tree = Tree::new(Stat::uninitialized());
+        let mut streams = vec![];
+        let progress = Progress::of_step(image.size());
+        for layer in &image.layers {
+            let imported = self.import(image, layer, &progress)?;
+            let digest = layer.descriptor.digest();
+            layers::apply(&mut tree, &imported.entries).with_context(|| format!("applying the layer {digest}"))?;
+            streams.push((layer.diff_id.clone(), imported.stream.clone()));
+        }
+        Ok((tree, streams))
     }
 
     fn import(&self, image: &Image, layer: &Layer, progress: &Progress) -> Result<Rc<Imported>> {

@@ -3,14 +3,17 @@
 
 pub mod accel;
 mod console;
+mod guest;
+mod machine;
 mod qemu;
 mod qmp;
+pub mod ready;
 mod saved;
 mod watch;
 
 use std::{
     os::unix::net::UnixListener,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -20,71 +23,17 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use serde_json::json;
 use xshell::{Shell, cmd};
 
+pub use self::machine::{Asks, Changes, Machine, Network, Show};
 use self::{
-    accel::{Accel, Asked, Taken},
+    accel::{Accel, Taken},
     qmp::Qmp,
     saved::Saved,
     watch::{Ending, Watch},
 };
-use crate::{arch::Arch, program};
+use crate::program;
 
 /// How long a program that is asked to end is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// What to boot, and how.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    /// The kind of machine.
-    pub arch: &'static Arch,
-    /// The disk image, raw or qcow2.
-    pub disk: PathBuf,
-    /// Whether the disk keeps what the guest writes.
-    pub changes: Changes,
-    /// Where all of its writes and flushes are logged; for raw disks.
-    pub write_log: Option<PathBuf>,
-    /// The firmware's variables, kept between boots; made when it is not there.
-    pub vars: Option<PathBuf>,
-    /// Where the console is logged.
-    pub log: PathBuf,
-    /// Whether the console is shown.
-    pub show: Show,
-    /// The port of the loopback address that leads to the guest's ssh.
-    pub ssh: Option<u16>,
-    /// The public key that may log in as root.
-    pub authorized_key: Option<PathBuf>,
-    /// The port of 127.0.0.1 that the guest reaches, as 10.0.2.100:5000.
-    pub reach: Option<u16>,
-    /// The saved machine to go on from, see [`Vm::save`].
-    pub resume: Option<PathBuf>,
-    /// What runs it.
-    pub accel: Asked,
-    /// How long it may live; for ever where nothing is said.
-    pub timeout: Option<Duration>,
-    /// A socket at which QEMU listens to others as well (QMP).
-    pub monitor: Option<PathBuf>,
-    /// Memory in MiB.
-    pub memory: u32,
-    /// How many processors it has.
-    pub processors: u32,
-}
-
-/// What becomes of the guest's writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Changes {
-    /// They are in the disk image.
-    Keep,
-    /// They are gone when the machine is.
-    Drop,
-}
-
-/// Whether the console goes to standard output as well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Show {
-    /// It does.
-    Terminal,
-    /// It is only logged.
-    Nothing,
-}
 
 /// A running machine; it ends with this value.
 #[derive(Debug)]
@@ -97,6 +46,7 @@ pub struct Vm {
     pub accel: Taken,
     until: Option<Instant>,
     timeout: Option<Duration>,
+    _terminal: Option<console::Terminal>,
     _scratch: tempfile::TempDir,
     _life: tracing::Span,
 }
@@ -137,16 +87,22 @@ impl Vm {
     ) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("vm-").tempdir()?;
         let mut command = command(accel.accelerator, scratch.path())?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let terminal = (show == Show::Interactive).then(console::Terminal::keep).flatten();
+        let stdin = if show == Show::Interactive { Stdio::inherit() } else { Stdio::null() };
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let socket = scratch.path().join("qmp");
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
+        let words = scratch.path().join(guest::PORT);
+        let words = UnixListener::bind(&words).with_context(|| format!("listening at {}", words.display()))?;
         let life = tracing::info_span!("machine", ?command);
         life.in_scope(|| tracing::info!("started"));
         let mut child = command.spawn().map_err(|error| program::not_started(qemu::STARTER, error))?;
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let watch = Watch::default();
         let reader = console::read(&mut child, log, show, &watch)?;
-        match Qmp::accept(&listener, &child, &watch, until) {
+        // QEMU has made its other connections before it answers.
+        let answered = Qmp::accept(&listener, &child, &watch, until);
+        match answered.and_then(|qmp| ready::listen(&words, &watch).map(|()| qmp)) {
             Ok(qmp) => Ok(Self {
                 child,
                 reader: Some(reader),
@@ -155,6 +111,7 @@ impl Vm {
                 accel,
                 until,
                 timeout,
+                _terminal: terminal,
                 _scratch: scratch,
                 _life: life,
             }),
@@ -243,14 +200,21 @@ impl Vm {
         Ok(())
     }
 
-    /// Runs a program of the host while the guest runs; it finds the guest's ssh in `GUEST_PORT`.
+    /// Runs a program of the host while the guest runs; it finds the guest's ssh in `GUEST_PORT`, and `more` there.
     ///
     /// # Errors
     ///
     /// When it cannot be started, and when the machine stops before it ends: then the program is ended.
-    pub fn run(&mut self, program: &Path, arguments: &[String], machine: &Machine) -> Result<ExitStatus> {
+    pub fn run(
+        &mut self,
+        program: &Path,
+        arguments: &[String],
+        machine: &Machine,
+        more: &[(&str, String)],
+    ) -> Result<ExitStatus> {
         let shell = Shell::new()?;
         let command = cmd!(shell, "{program} {arguments...}").env("GUEST_PORT", machine.ssh.unwrap_or(0).to_string());
+        let command = command.envs(more.iter().map(|(name, value)| (*name, value)));
         let child = Command::from(command).spawn().with_context(|| format!("starting {}", program.display()))?;
         self.watch.tell(|heard| heard.program_ended = false);
         let pid = rustix::process::Pid::from_child(&child);
@@ -309,6 +273,15 @@ impl Vm {
             ensure!(state == "running", "the machine did not run when it was saved ({state}): save another one");
         }
         Ok(())
+    }
+
+    /// Ends the machine; the error says why it is no good, and has the console's last words.
+    pub fn last_words(mut self, why: &str) -> Error {
+        let tail = self.watch.tell(|heard| heard.tail());
+        _ = self.child.kill();
+        _ = self.child.wait();
+        self.finish();
+        anyhow!("{why}\nthe console's last words:\n{tail}")
     }
 
     /// What there is to say of a machine that does not go on: why, QEMU's state and words, the console's last lines.

@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
     arch::Arch,
     inspect::machine,
     vm::{
-        Changes, Machine, Show, Vm,
+        Asks, Changes, Machine, Network, Show, Vm,
         accel::{Asked, Taken, Wanted},
     },
 };
@@ -60,7 +60,7 @@ pub struct Boot {
     /// Go on from what --save saved, on the disk as it was then
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// Save the machine in FILE when the guest has said the text of --until, and end
+    /// Save the machine in FILE when the guest is ready, and end
     #[arg(long, value_name = "FILE", conflicts_with = "program")]
     save: Option<PathBuf>,
     #[command(flatten)]
@@ -71,9 +71,10 @@ pub struct Boot {
     /// A socket at which QEMU listens to others as well (QMP)
     #[arg(long, value_name = "SOCKET", hide = true)]
     monitor: Option<PathBuf>,
-    /// What the guest says when it is ready
-    #[arg(long, value_name = "TEXT", default_value = "The machine is ready.")]
-    until: String,
+    /// What the guest says on its console when it is ready [default: that is systemd's to say, 256 or later, or with --ssh
+    /// its ssh answers]
+    #[arg(long, value_name = "TEXT")]
+    until: Option<String>,
     /// A program to run when the guest is ready; then the power button is pressed. It finds the port in GUEST_PORT
     #[arg(last = true)]
     program: Vec<String>,
@@ -113,6 +114,8 @@ impl Boot {
     ///
     /// When QEMU fails, or the guest ends before it is ready: with its last words.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
+        let waits = self.resume.is_none() && (self.save.is_some() || !self.program.is_empty());
+        let asks = if waits && self.until.is_none() { Asks::Systemd } else { Asks::Nothing };
         let machine = Machine {
             arch: arch_of(&self.disk, self.arch)?,
             disk: self.disk,
@@ -124,6 +127,8 @@ impl Boot {
             ssh: self.ssh,
             authorized_key: self.authorized_key,
             reach: self.reach,
+            network: Network::Restricted,
+            asks,
             resume: self.resume,
             accel: self.limits.accel(),
             timeout: self.limits.timeout(),
@@ -137,7 +142,7 @@ impl Boot {
             writeln!(out, "{}", serde_json::to_string(&vm.accel)?)?;
         }
         if let Some(state) = self.save {
-            vm.wait_for(&self.until)?;
+            until(&mut vm, self.until.as_deref(), machine.ssh)?;
             vm.save(&state)?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -146,11 +151,19 @@ impl Boot {
             return Ok(ExitCode::SUCCESS);
         };
         if machine.resume.is_none() {
-            vm.wait_for(&self.until)?;
+            until(&mut vm, self.until.as_deref(), machine.ssh)?;
         }
-        let status = vm.run(program.as_ref(), arguments, &machine)?;
+        let status = vm.run(program.as_ref(), arguments, &machine, &[])?;
         vm.power_down()?;
         Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    }
+}
+
+/// Waits until the guest has said `text`, or is ready.
+fn until(vm: &mut Vm, text: Option<&str>, ssh: Option<u16>) -> Result<()> {
+    match text {
+        Some(text) => vm.wait_for(text),
+        None => vm.wait_ready(ssh)?.map(drop).context("the machine was off before it was ready"),
     }
 }
 

@@ -28,6 +28,36 @@ pub fn names(tree: &Tree, dir: &Path) -> Result<Vec<OsString>> {
     Ok(found.map_or_else(Vec::new, |dir| dir.sorted_entries().map(|(name, _)| name.to_owned()).collect()))
 }
 
+/// What is at a path of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// Nothing.
+    Nothing,
+    /// A directory.
+    Directory,
+    /// A link, to there.
+    Link(OsString),
+    /// A file of another kind.
+    Other,
+}
+
+/// What is at `path`; links are followed inside the image, but for the last name.
+///
+/// # Errors
+///
+/// When the path leads through too many links.
+pub fn at(tree: &Tree, path: &Path) -> Result<At> {
+    let Walked::Found((dirs, name)) = walk(tree, path.as_os_str().as_bytes())? else { return Ok(At::Nothing) };
+    Ok(match walk::dir(tree, &dirs)?.lookup(&name) {
+        None => At::Nothing,
+        Some(Inode::Directory(_)) => At::Directory,
+        Some(Inode::Leaf(id, _)) => match &tree.leaf(*id).content {
+            LeafContent::Symlink(target) => At::Link(target.as_ref().to_owned()),
+            _ => At::Other,
+        },
+    })
+}
+
 /// The regular file at `path`, links followed inside the image; nothing where there is none.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use super::{Show, watch::Watch};
 
@@ -33,7 +34,7 @@ pub fn read(child: &mut Child, log: &Path, show: Show, watch: &Watch) -> Result<
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = out.read(&mut buffer) {
             _ = log.write_all(&buffer[..n]);
-            if show == Show::Terminal {
+            if show != Show::Nothing {
                 _ = std::io::stdout().write_all(&buffer[..n]).and_then(|()| std::io::stdout().flush());
             }
             listener.tell(|heard| heard.add(&buffer[..n]));
@@ -41,4 +42,21 @@ pub fn read(child: &mut Child, log: &Path, show: Show, watch: &Watch) -> Result<
         _ = collecting.join();
         listener.tell(|heard| heard.console_is_closed = true);
     }))
+}
+
+/// The terminal as it was: QEMU makes it one on which each key counts, and is ended without a chance to undo that.
+#[derive(Debug)]
+pub struct Terminal(Termios);
+
+impl Terminal {
+    /// Remembers how the terminal of standard input is; nothing where there is none.
+    pub fn keep() -> Option<Self> {
+        tcgetattr(std::io::stdin()).ok().map(Self)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
 }

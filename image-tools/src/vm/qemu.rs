@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xshell::cmd;
 
-use super::{Changes, Machine, accel::Accel};
+use super::{Changes, Machine, Network, Show, accel::Accel, guest};
 use crate::{
     arch::{Arch, Qemu},
     program,
@@ -31,8 +31,14 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
     check_version(qemu)?;
     let vars = variables(qemu, machine.vars.as_deref(), scratch)?;
     let mut command = firmware(qemu, accel, &vars, scratch)?;
+    // With its monitor on the same terminal, behind Ctrl-A.
+    command.args(["-serial", if machine.show == Show::Interactive { "mon:stdio" } else { "stdio" }]);
     command.args(["-smp", &machine.processors.to_string(), "-m", &machine.memory.to_string()]);
     command.args(["-device", "virtio-rng-pci"]);
+    // Always there, so that saved machines are alike.
+    command.arg("-chardev").arg(format!("socket,id=words,path={},server=off", scratch.join(guest::PORT).display()));
+    command.args(["-device", "virtio-serial-pci", "-device"]);
+    command.arg(format!("virtserialport,chardev=words,name={}", guest::PORT));
     if let Some(socket) = &machine.monitor {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
     }
@@ -43,11 +49,11 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
         // Without its option ROM: nobody boots from the network.
         command.args(["-device", "virtio-net-pci,netdev=net,romfile=", "-netdev"]);
         let reached = machine.reach.map_or_else(String::new, reach);
-        command.arg(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{reached}"));
+        let restrict = if machine.network == Network::Open { "off" } else { "on" };
+        command.arg(format!("user,id=net,restrict={restrict},hostfwd=tcp:127.0.0.1:{port}-:22{reached}"));
     }
-    if let Some(key) = &machine.authorized_key {
-        let key = fs::read_to_string(key).with_context(|| format!("reading {}", key.display()))?;
-        command.arg("-smbios").arg(format!("type=11,value={}", credential(key.trim())));
+    for value in guest::credentials(machine)? {
+        command.arg("-smbios").arg(format!("type=11,value={value}"));
     }
     if machine.resume.is_some() {
         command.args(["-incoming", "defer"]);
@@ -72,7 +78,9 @@ fn reach(port: u16) -> String {
 pub fn firmware_under_kvm(arch: &Arch, scratch: &Path) -> Result<Command> {
     let qemu = &arch.qemu;
     check_version(qemu)?;
-    firmware(qemu, Accel::Kvm, &variables(qemu, None, scratch)?, scratch)
+    let mut command = firmware(qemu, Accel::Kvm, &variables(qemu, None, scratch)?, scratch)?;
+    command.args(["-serial", "stdio"]);
+    Ok(command)
 }
 
 /// A machine without anything but firmware, console and monitor.
@@ -90,7 +98,7 @@ fn firmware(qemu: &Qemu, accel: Accel, vars: &Path, scratch: &Path) -> Result<Co
     let command = cmd!(
         shell,
         "{STARTER} --pdeathsig KILL {program} -machine {machine},pflash0=code,pflash1=vars
-         -nodefaults -no-user-config -display none -accel {accel} -cpu {processor} -serial stdio -device {panic}
+         -nodefaults -no-user-config -display none -accel {accel} -cpu {processor} -device {panic}
          -qmp unix:{qmp},server=off -blockdev {code} -blockdev {vars}"
     );
     Ok(command.into())
@@ -138,14 +146,6 @@ fn format_of(path: &Path) -> Result<&'static str> {
     let mut image = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let is_qcow2 = image.read_exact(&mut magic).is_ok() && &magic == b"QFI\xfb";
     Ok(if is_qcow2 { "qcow2" } else { "raw" })
-}
-
-/// The key as a credential that systemd-tmpfiles turns into a file (systemd.system-credentials(7), `tmpfiles.extra`).
-fn credential(key: &str) -> String {
-    use base64::Engine;
-    let lines = format!("d /run/authorized_keys 0755 root root\nf /run/authorized_keys/root 0644 root root - {key}\n");
-    let encoded = base64::engine::general_purpose::STANDARD.encode(lines);
-    format!("io.systemd.credential.binary:tmpfiles.extra={encoded}")
 }
 
 /// QEMU 7 corrupts flags under TCG: its guests crash at random. Files of saved machines came with 8.2.

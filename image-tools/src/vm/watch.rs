@@ -10,6 +10,8 @@ use std::{
 
 use serde_json::Value;
 
+use super::ready::Port;
+
 /// How much of the console is kept in memory.
 const KEEP: usize = 1 << 20;
 
@@ -24,6 +26,12 @@ pub struct Watch(Arc<(Mutex<Heard>, Condvar)>);
 #[derive(Debug, Default)]
 pub struct Heard {
     console: Console,
+    /// What the guest has said at its port.
+    pub port: Port,
+    /// Whether the guest's ssh has answered.
+    pub ssh_answers: bool,
+    /// Whether nobody waits for the guest to be ready any more.
+    pub waits_are_over: bool,
     /// What QEMU wrote to standard error.
     pub complaints: String,
     /// Answers to commands, in order.

@@ -135,7 +135,7 @@ fn a_uki_of_another_image_is_refused_with_both_digests() {
     std::fs::remove_dir_all(&layout).unwrap();
     write(&layout, &system());
     refused(3, &["one UKI", "boot/EFI/Linux"], &["--boot-type", "uki"]);
-    refused(3, &[GRUB, "install GRUB"], &["--bootloader", "grub"]);
+    refused(3, &[GRUB, "grub-efi-amd64-bin"], &["--bootloader", "grub"]);
 }
 
 #[test]

@@ -18,13 +18,34 @@ pub fn system() -> Vec<(String, Vec<u8>)> {
         file("usr/lib/os-release", "ID=test\nVERSION_ID=1\nPRETTY_NAME=\"A test\"\n"),
         file("usr/lib/systemd/boot/efi/systemd-bootx64.efi", "MZ not really"),
         file("usr/lib/modules/6.1/vmlinuz", "a kernel"),
-        file("usr/lib/modules/6.1/initramfs.img", "an initramfs"),
+        ("usr/lib/modules/6.1/initramfs.img".to_owned(), initramfs(&INITRAMFS)),
+        file("usr/lib/modules/6.1/modules.builtin", "kernel/fs/erofs/erofs.ko\nkernel/fs/overlayfs/overlay.ko\n"),
+        file("usr/lib/systemd/systemd", "not really"),
+        file("usr/sbin/init", "not really"),
+        file("usr/bin/composefs-finalize", "not really"),
+        file("usr/lib/systemd/system/composefs-finalize.service", "[Service]\n"),
+        file("usr/lib/systemd/system/composefs-finalize-report.service", "[Service]\n"),
+        file("etc/systemd/system/multi-user.target.wants/composefs-finalize.service", "[Service]\n"),
+        file("etc/systemd/system/multi-user.target.wants/composefs-finalize-report.service", "[Service]\n"),
         file("etc/passwd", "root:x:0:0::/root:/bin/sh\n"),
         file("etc/with space/ünï", "x"),
         file("var/lib/x", "shared"),
     ];
     files.push(("usr/share/big".to_owned(), b"big ".repeat(100_000)));
     files
+}
+
+/// What an initramfs holds that mounts a deployment.
+pub const INITRAMFS: [(&str, &str); 3] = [
+    ("usr/lib/composefs/composefs-setup-root", "not really"),
+    ("usr/lib/composefs/setup-root-conf.toml", "[etc]\nmount = \"bind\"\n"),
+    ("usr/lib/modules/6.1/kernel/fs/ext4/ext4.ko.xz", "not really"),
+];
+
+/// An archive of these files, as initramfs are.
+pub fn initramfs(files: &[(&str, &str)]) -> Vec<u8> {
+    let files = files.iter().map(|(name, text)| (cpio::NewcBuilder::new(name).mode(0o100_644), text.as_bytes()));
+    cpio::write_cpio(files.map(|(header, text)| (header, std::io::Cursor::new(text))), vec![]).unwrap()
 }
 
 /// An entry of a layer, with its name as it is.
@@ -61,7 +82,7 @@ pub fn archive(entries: &[(tar::Header, Vec<u8>)]) -> Vec<u8> {
 pub fn entries(files: &[(String, Vec<u8>)]) -> Vec<(tar::Header, Vec<u8>)> {
     let parents = files.iter().flat_map(|(path, _)| Path::new(path).ancestors().skip(1));
     let parents = parents.filter(|dir| dir.iter().all(|c| c != ".." && c != "/") && !dir.as_os_str().is_empty());
-    let dirs: BTreeSet<_> = parents.chain(["boot", "sysroot"].map(Path::new)).collect();
+    let dirs: BTreeSet<_> = parents.chain(["boot", "sysroot", "dev", "proc", "run", "sys"].map(Path::new)).collect();
     let dirs = dirs.into_iter().map(|dir| entry(dir.to_str().unwrap(), tar::EntryType::Directory, b""));
     dirs.chain(files.iter().map(|(path, content)| entry(path, tar::EntryType::Regular, content))).collect()
 }

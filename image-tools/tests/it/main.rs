@@ -15,6 +15,7 @@ mod loaders;
 mod oci;
 mod oracle;
 mod others;
+mod own;
 mod plan;
 mod registry;
 mod same;

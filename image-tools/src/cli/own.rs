@@ -1,0 +1,107 @@
+//! What `run` and `test` have in common, as typed: the machine that is made for the occasion.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use finalize::{boot::Loader, cmdline::Format as ErofsFormat, staged::BootType};
+
+use super::boot::Limits;
+use crate::{
+    arch::Arch,
+    build::{BootFs, Esps, Request},
+    deployment::{Boot, Choice, Sealing},
+    oci::Reference,
+    own::{Own, Trial, containerfile::Source},
+    plan::Format,
+    vm::{Network, Show},
+    workshop::Workshop,
+};
+
+/// The machine as typed.
+#[derive(Debug, Args)]
+pub struct Typed {
+    /// The architecture; this machine's unless told
+    #[arg(long, value_parser = super::arch)]
+    arch: Option<&'static Arch>,
+    /// systemd-boot or grub
+    #[arg(long, default_value = "systemd-boot")]
+    bootloader: Loader,
+    /// bls or uki
+    #[arg(long, default_value = "bls")]
+    boot_type: BootType,
+    /// More words for the kernel command line
+    #[arg(long)]
+    options: Vec<String>,
+    /// Keep what layers become in this directory, and take from there what another build has kept
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// The port of 127.0.0.1 that leads to the guest's ssh [default: any that is free]
+    #[arg(long, value_name = "PORT")]
+    ssh: Option<u16>,
+    /// Let the guest reach what this machine reaches
+    #[arg(long)]
+    network: bool,
+    /// Where the console is logged [default: nowhere that stays]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 1024)]
+    memory: u32,
+    /// How many processors the machine has
+    #[arg(long, default_value_t = 2)]
+    processors: u32,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+impl Typed {
+    /// The machine, with its disk built.
+    pub fn make(self, image: Source, stage: Option<Source>, rest: (Show, &Workshop)) -> Result<Own> {
+        let arch = match self.arch {
+            Some(arch) => arch,
+            None => Arch::host()?,
+        };
+        let trial = Trial {
+            image,
+            stage,
+            arch,
+            log: self.log,
+            show: rest.0,
+            ssh: self.ssh,
+            network: if self.network { Network::Open } else { Network::Restricted },
+            accel: self.limits.accel(),
+            timeout: self.limits.timeout(),
+            memory: self.memory,
+            processors: self.processors,
+        };
+        let choice = Choice {
+            loader: self.bootloader,
+            boot_type: self.boot_type,
+            boot: Boot::Directory,
+            sealing: Sealing::Sealed,
+            options: self.options,
+            target: None,
+        };
+        let request = |image: Reference, stage: Option<Reference>, output: PathBuf| {
+            Ok(Request {
+                image,
+                stage,
+                arch: Some(arch),
+                output,
+                format: Format::Raw,
+                erofs: ErofsFormat::V2,
+                choice,
+                boot: BootFs::Ext4,
+                esps: Esps::One,
+                seed: format!("{:032x}", fastrand::u128(..)),
+                esp_size: None,
+                boot_size: None,
+                size: None,
+                cache: self.cache,
+                time: None,
+            })
+        };
+        Own::make(trial, request, rest.1)
+    }
+}
