@@ -4,7 +4,7 @@
 //! crate: paragraphs, then sections of their own. `common.roff` ends every page. The programs themselves know nothing of it.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, ErrorKind},
     path::Path,
 };
@@ -51,9 +51,11 @@ fn complete(command: &mut Command, out: &Path) -> Result<()> {
         (Shell::Fish, format!("fish/{name}.fish")),
     ];
     for (shell, file) in files {
-        let file = out.join(file);
-        let mut to = File::create(&file).with_context(|| format!("writing {}", file.display()))?;
-        generate(shell, command, &name, &mut to);
+        let (file, mut script) = (out.join(file), vec![]);
+        generate(shell, command, &name, &mut script);
+        // Of a program with a hyphen, bash would complete no command (clap issue 6421).
+        let script = String::from_utf8(script)?.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"));
+        fs::write(&file, script).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())
 }
@@ -66,8 +68,8 @@ impl Handbook {
         self.page(command, page)
             .and_then(|text| fs::write(&file, text))
             .with_context(|| format!("writing {}", file.display()))?;
-        let others = command.get_subcommands().filter(|other| !other.is_hide_set() && other.get_name() != "help");
-        others.map(|other| self.write(other, dir)).collect()
+        let mut others = command.get_subcommands().filter(|other| !other.is_hide_set() && other.get_name() != "help");
+        others.try_for_each(|other| self.write(other, dir))
     }
 
     fn page(&self, command: &Command, page: &str) -> io::Result<Vec<u8>> {
