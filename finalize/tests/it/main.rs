@@ -40,6 +40,7 @@ mod interrupted;
 mod life;
 mod life_crash;
 mod machine;
+mod manual;
 mod order;
 mod pins;
 mod prepared;
