@@ -28,7 +28,11 @@ impl Init {
         let mut file = file.with_context(|| format!("writing {}: it must not be there yet", path.display()))?;
         file.write_all(CONTAINERFILE.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
         let dir = self.dir.display();
-        writeln!(out, "wrote {}; put composefs-finalize_*.deb beside it, then: image-tools run {dir}", path.display())?;
+        writeln!(
+            out,
+            "wrote {}; put composefs-finalize_*.deb and image-tools_*.deb beside it, then: image-tools run {dir}",
+            path.display()
+        )?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -12,6 +12,7 @@ mod found;
 mod layers;
 mod layout;
 mod loaders;
+mod manual;
 mod oci;
 mod oracle;
 mod others;
