@@ -32,9 +32,14 @@ enum Command {
         /// Print the record as JSON
         #[arg(long)]
         json: bool,
+        /// Start the staged deployment without the firmware and the kernel, which stays; finalize on the way
+        #[arg(long)]
+        soft_reboot: bool,
         #[command(flatten)]
         ambient: Ambient,
     },
+    /// Mount what a soft reboot starts; run when its unit is stopped, after the finalization
+    NextRoot(Ambient),
     /// Preview the merge of /etc into the staged deployment; write nothing
     Plan {
         #[command(flatten)]
@@ -92,8 +97,12 @@ impl Cli {
     /// Everything that keeps the command from its end. An error of `staged` says what boots next.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         match self.command {
-            Command::Staged { dry_run: false, json, ambient } => return report::staged(&ambient, json, out),
-            Command::Staged { dry_run: true, json, ambient } => {
+            Command::Staged { soft_reboot: true, dry_run, json, ambient } => {
+                return life::soft_reboot(&life::Form { dry_run, json, ambient }, out);
+            }
+            Command::NextRoot(ambient) => life::next_root(&Host::open(&ambient, Access::Read)?, out)?,
+            Command::Staged { dry_run: false, json, ambient, .. } => return report::staged(&ambient, json, out),
+            Command::Staged { dry_run: true, json, ambient, .. } => {
                 return report::dry_run(&Host::open(&ambient, Access::Read)?, json, out);
             }
             Command::Plan { form, ambient } => return report::plan(&Host::open(&ambient, Access::Read)?, form, out),

@@ -188,9 +188,23 @@ impl Host {
 
     /// Whether the kernel command line has the word `key`, with or without a value.
     pub fn has_word(&self, key: &str) -> bool {
-        let of_kernel = || std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-        let text = self.ambient.cmdline.clone().unwrap_or_else(of_kernel);
+        let text = self.cmdline().unwrap_or_default();
         crate::cmdline::words(&text).any(|word| word.split('=').next() == Some(key))
+    }
+
+    /// The command line that the running kernel was started with.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading `/proc/cmdline`.
+    pub fn cmdline(&self) -> Result<String> {
+        let of_kernel = || std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline");
+        self.ambient.cmdline.clone().map_or_else(of_kernel, Ok)
+    }
+
+    /// Whether `/` is the image itself, with nothing over it.
+    pub fn is_image(&self) -> bool {
+        self.root == Root::Image
     }
 
     /// The live /etc, as a private mount without what is mounted below it.
@@ -240,16 +254,24 @@ impl Host {
         if let Some(path) = &self.ambient.pristine {
             return Ok(Pristine { _mount: None, etc: Some(open(path)?) });
         }
-        let id = &self.booted.id;
         let below = (self.root == Root::Image).then(|| sys::mount::clone(Path::new("/")));
         if let Some(Ok(root)) = below {
             return Pristine::of(dir(root));
         }
-        let mounted = match id.as_str().len() {
-            64 => mount_image::<Sha256HashValue>(&self.sysroot, &self.booted),
-            _ => mount_image::<Sha512HashValue>(&self.sysroot, &self.booted),
+        Pristine::of(dir(self.image(&self.booted).context("mounting the booted image")?))
+    }
+
+    /// The image of a deployment as a mount that nobody sees, its files verified unless `target` allows otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When the image is not in the repository, is not what its name says, or cannot be mounted.
+    pub fn image(&self, target: &Target) -> Result<OwnedFd> {
+        let mounted = match target.id.as_str().len() {
+            64 => mount_image::<Sha256HashValue>(&self.sysroot, target),
+            _ => mount_image::<Sha512HashValue>(&self.sysroot, target),
         };
-        Pristine::of(dir(mounted.with_context(|| format!("mounting the booted image {}", layout::image(id)))?))
+        mounted.with_context(|| format!("mounting {}", layout::image(&target.id)))
     }
 }
 

@@ -63,6 +63,8 @@ pub const ETC_PLACED: &str = "etc.placed";
 pub const MARKER_DIR: &str = "composefs";
 /// The marker of a staged deployment, below `/run`.
 pub const MARKER: &str = "composefs/staged-deployment";
+/// The deployment that a soft reboot was asked for, as a word of a command line, below /run.
+pub const SOFT_REBOOT: &str = "composefs/soft-reboot";
 /// *Ours*: the staged deployment that a finalization of this boot has met, below `/run`.
 pub const MET: &str = "composefs/met-deployment";
 /// *Ours*: this boot is counted, and was not found good yet; below `/run`.

@@ -26,6 +26,7 @@ pub(crate) mod prepare;
 pub(crate) mod progress;
 pub(crate) mod record;
 pub mod rollback;
+pub(crate) mod soft;
 pub mod staged;
 pub mod staging;
 pub(crate) mod status;

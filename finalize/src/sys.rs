@@ -14,4 +14,5 @@ pub mod rename;
 pub(crate) mod space;
 pub mod stamp;
 pub mod sync;
+pub mod unit;
 pub mod xattr;

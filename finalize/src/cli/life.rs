@@ -11,6 +11,7 @@ use crate::{
     journal::say,
     pin::{self, Pinned},
     rollback::{self, Refused, Rollback},
+    soft,
     stop::Stop,
     unstage::{self, Unstaged},
 };
@@ -20,12 +21,12 @@ use crate::{
 pub struct Form {
     /// Say what would be done; write nothing
     #[arg(long)]
-    dry_run: bool,
+    pub dry_run: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     #[command(flatten)]
-    ambient: Ambient,
+    pub ambient: Ambient,
 }
 
 /// Which deployment is to be booted.
@@ -99,6 +100,45 @@ impl Form {
     fn verb(&self, done: &str, would: &str) -> String {
         if self.dry_run { format!("would {would}") } else { done.to_owned() }
     }
+}
+
+/// Begins a soft reboot into the staged deployment, where that comes to the same as a reboot.
+///
+/// # Errors
+///
+/// As [`soft::look`] and [`soft::begin`].
+pub fn soft_reboot(form: &Form, out: &mut dyn Write) -> Result<ExitCode> {
+    let host = Host::open(&form.ambient, Access::Read)?;
+    let told = match soft::look(&host)? {
+        Err(against) => {
+            let text =
+                format!("refused, nothing was changed: no soft reboot: {}; use: systemctl reboot", against.join("; "));
+            Told::new("refused", [text], json!({ "error": against }))
+        }
+        Ok(target) => {
+            if !form.dry_run {
+                soft::begin(&host, &target)?;
+            }
+            let verb = form.verb("begins", "begin");
+            let text = format!("a soft reboot into {} {verb}; the update is finalized on the way", target.id.short());
+            Told::new(form.done(), [text], json!({ "deployment": target.id }))
+        }
+    };
+    Ok(told.tell(form.json, out))
+}
+
+/// Mounts what a soft reboot starts, and says so.
+///
+/// # Errors
+///
+/// As [`soft::mount`].
+pub fn next_root(host: &Host, out: &mut dyn Write) -> Result<()> {
+    let mounted = soft::mount(host)
+        .context("mounting the next root; the running deployment begins anew, and a reboot starts the update")?;
+    if let Some(id) = mounted {
+        say(out, &format!("mounted {}: user space begins anew from it", id.short()));
+    }
+    Ok(())
 }
 
 /// Makes another deployment boot next.

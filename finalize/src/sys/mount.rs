@@ -11,9 +11,11 @@ use std::{
 use procfs::process::{MountInfo, Process};
 use rustix::{
     fs::{AtFlags, CWD, StatxFlags},
+    io::Errno,
     mount::{
-        FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_reconfigure,
-        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, open_tree,
+        FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+        fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
+        move_mount, open_tree, unmount,
     },
 };
 
@@ -45,6 +47,29 @@ pub fn clone_writable(path: &Path) -> io::Result<OwnedFd> {
 /// As [`clone_writable`].
 pub fn clone(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
+}
+
+/// Mounts a detached tree on the directory `to`, where everybody sees the mount.
+///
+/// # Errors
+///
+/// Those of move_mount(2).
+pub fn attach(tree: OwnedFd, to: &Path) -> io::Result<()> {
+    fault::changing("move_mount")?;
+    Ok(move_mount(tree, "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+/// Takes away what is mounted on the directory `from`, and below it; nothing where nothing is.
+///
+/// # Errors
+///
+/// Those of umount2(2).
+pub fn detach(from: &Path) -> io::Result<()> {
+    fault::changing("umount")?;
+    match unmount(from, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Err(Errno::INVAL) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 /// Mounts what waits at one of these places for somebody who looks (systemd.automount(5)), as whoever goes there does: a

@@ -45,6 +45,7 @@ mod order;
 mod pins;
 mod prepared;
 mod programs;
+mod soft;
 mod status;
 mod tidy;
 mod units;

@@ -100,6 +100,42 @@ fn the_finalization_is_ordered_and_kept_as_a_shutdown_needs() {
     }
 }
 
+/// systemd.exec(5): each of these gives a service a mount namespace of its own, which would keep the next root to itself.
+const OWN_MOUNTS: [&str; 18] = [
+    "PrivateMounts",
+    "PrivateTmp",
+    "PrivateDevices",
+    "PrivateNetwork",
+    "PrivateUsers",
+    "ProtectSystem",
+    "ProtectHome",
+    "ProtectKernelTunables",
+    "ProtectKernelModules",
+    "ProtectKernelLogs",
+    "ProtectControlGroups",
+    "ProtectHostname",
+    "ProtectProc",
+    "ReadOnlyPaths",
+    "ReadWritePaths",
+    "InaccessiblePaths",
+    "BindPaths",
+    "DynamicUser",
+];
+
+#[test]
+fn the_next_root_is_mounted_after_the_finalization_and_for_everybody() {
+    let unit = "composefs-finalize-next-root.service";
+    for other in ["composefs-finalize.service", "final.target"] {
+        assert!(lines(unit, "Before").contains(&other.to_owned()), "{other}");
+    }
+    assert_eq!(lines(unit, "Conflicts"), ["final.target"]);
+    assert_eq!(lines(unit, "RequiresMountsFor"), ["/sysroot"]);
+    assert_eq!(lines(unit, "TimeoutStopSec").len(), 1);
+    for key in OWN_MOUNTS {
+        assert_eq!(lines(unit, key), [""; 0], "{key}");
+    }
+}
+
 #[test]
 fn the_units_are_restricted_as_the_readme_says() {
     let readme = fs::read_to_string(units().join("../../README.md")).unwrap();
