@@ -52,6 +52,9 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Print numbers for Prometheus, as the textfile collector of node_exporter reads them
+        #[arg(long, conflicts_with = "json")]
+        prometheus: bool,
         #[command(flatten)]
         ambient: Ambient,
     },
@@ -106,7 +109,10 @@ impl Cli {
                 return report::dry_run(&Host::open(&ambient, Access::Read)?, json, out);
             }
             Command::Plan { form, ambient } => return report::plan(&Host::open(&ambient, Access::Read)?, form, out),
-            Command::Status { json, ambient } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
+            Command::Status { prometheus: true, ambient, .. } => {
+                report::metrics(&Host::open(&ambient, Access::Read)?, out)?;
+            }
+            Command::Status { json, ambient, .. } => report::status(&Host::open(&ambient, Access::Read)?, json, out)?,
             Command::Rollback(to) => return life::rollback(&to, out),
             Command::Unstage(form) => return life::unstage(&form, out),
             Command::Pin(which) => return life::pin(&which, out),

@@ -2,6 +2,7 @@
 //! is there for root. Nothing odd on a disk is an error here: it is listed as what needs attention.
 
 mod deployed;
+mod metrics;
 mod show;
 
 use std::{collections::BTreeSet, io};
@@ -24,6 +25,7 @@ use crate::{
 };
 
 pub use deployed::{Deployed, Role};
+pub use metrics::Metrics;
 
 /// The state of the machine. `schema/status.schema.json` describes the JSON.
 #[derive(Debug, Serialize)]

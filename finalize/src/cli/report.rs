@@ -21,7 +21,7 @@ use crate::{
     record::{Ending, Step},
     rollback,
     staged::Marker,
-    status::Status,
+    status::{Metrics, Status},
     stop::{Limit, Stop},
     trial::{self, Blessed},
 };
@@ -264,4 +264,13 @@ pub fn status(host: &Host, json: bool, out: &mut dyn Write) -> Result<()> {
         false => write!(out, "{status}")?,
     }
     Ok(())
+}
+
+/// Prints the numbers of the machine.
+///
+/// # Errors
+///
+/// Those of writing.
+pub fn metrics(host: &Host, out: &mut dyn Write) -> Result<()> {
+    Ok(write!(out, "{}", Metrics(&Status::read(host)))?)
 }

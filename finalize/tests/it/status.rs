@@ -28,7 +28,32 @@ fn status(machine: &Machine, booted: &str) -> Value {
     let wrong: Vec<_> =
         jsonschema::validator_for(&schema()).unwrap().iter_errors(&status).map(|error| error.to_string()).collect();
     assert!(wrong.is_empty(), "{wrong:?}: {status:#}");
+    check_metrics(&run(&["status", "--prometheus"]), &status);
     status
+}
+
+/// The numbers for Prometheus are in its text format, each of a family that is declared before, and say the same as the JSON.
+fn check_metrics(text: &str, status: &Value) {
+    let (mut declared, mut samples) = (BTreeSet::new(), vec![]);
+    for line in text.lines() {
+        if let Some(family) = line.strip_prefix("# TYPE ") {
+            assert!(declared.insert(family.strip_suffix(" gauge").unwrap().to_owned()), "{line}");
+        } else if !line.starts_with("# HELP ") {
+            let (sample, value) = line.rsplit_once(' ').unwrap();
+            let name = sample.split('{').next().unwrap();
+            assert!(declared.contains(name) && value.parse::<f64>().is_ok(), "{line}");
+            assert!(name.starts_with("composefs_finalize_") && (sample == name || sample.ends_with("\"}")), "{line}");
+            samples.push(line.to_owned());
+        }
+    }
+    let has = |line: String| assert!(samples.contains(&line), "{line} is not in {text}");
+    let id = status["booted"]["id"].as_str().unwrap();
+    has(format!("composefs_finalize_deployment_role{{id=\"{id}\",role=\"booted\"}} 1"));
+    has(format!("composefs_finalize_attention {}", status["attention"].as_array().unwrap().len()));
+    has(format!("composefs_finalize_staged {}", u8::from(!status["staged"].is_null())));
+    if let Some(outcome) = status["record"]["outcome"].as_str() {
+        has(format!("composefs_finalize_last_success {}", u8::from(outcome == "finalized")));
+    }
 }
 
 /// The properties that a value has, by their places in the schema.
