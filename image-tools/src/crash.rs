@@ -44,7 +44,7 @@ use crate::{
     arch::Arch,
     inspect::{self, table},
     sparse,
-    vm::{Asks, Changes, Machine, Network, Show, Vm, accel::Asked},
+    vm::{Asks, Changes, Machine, Network, Panic, Show, Vm, accel::Asked},
 };
 
 /// The disk when the recording began, in its directory.
@@ -365,6 +365,7 @@ fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
         reach: session.reach,
         network: Network::Restricted,
         asks: Asks::Nothing,
+        panic: Panic::Ends,
         resume: None,
         accel: session.accel.clone(),
         timeout: session.timeout,

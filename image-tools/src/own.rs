@@ -16,7 +16,7 @@ use crate::{
     inspect::Disk,
     oci::Reference,
     program,
-    vm::{Asks, Changes, Machine, Network, Show, Vm, accel::Asked, ready::Ready},
+    vm::{Asks, Changes, Machine, Network, Panic, Show, Vm, accel::Asked, ready::Ready},
     workshop::Workshop,
 };
 
@@ -96,6 +96,7 @@ impl Own {
             reach: None,
             network: trial.network,
             asks: Asks::Systemd,
+            panic: Panic::Ends,
             resume: None,
             accel: trial.accel,
             timeout: trial.timeout,
@@ -125,7 +126,7 @@ impl Own {
     /// When it is never ready, with the console's last words, or has booted something else.
     pub fn boot(&self, wanted: &DeploymentId) -> Result<(Vm, Ready)> {
         let mut vm = Vm::start(&self.machine)?;
-        let ready = vm.wait_ready(self.machine.ssh)?.context("the machine was off before it was ready")?;
+        let ready = vm.wait_ready(self.machine.ssh, |_| true)?.context("the machine was off before it was ready")?;
         let booted = match &ready.cmdline {
             Some(line) => line.clone(),
             None => {

@@ -9,13 +9,15 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
+use finalize::{cmdline::Target, digest::DeploymentId};
 
 use crate::{
     arch::Arch,
     inspect::machine,
     vm::{
-        Asks, Changes, Machine, Network, Show, Vm,
-        accel::{Asked, Taken, Wanted},
+        Asks, Changes, Machine, Network, Panic, Show, Vm,
+        accel::{self, Asked, Taken},
+        ready::Ready,
     },
 };
 
@@ -75,6 +77,12 @@ pub struct Boot {
     /// its ssh answers]
     #[arg(long, value_name = "TEXT")]
     until: Option<String>,
+    /// The deployment that has to be booted then; while others boot, the guest may start over
+    #[arg(long, value_name = "ID", conflicts_with = "until")]
+    booted: Option<DeploymentId>,
+    /// Let the guest go on when its kernel panics: it starts over, or hangs until --timeout
+    #[arg(long)]
+    may_panic: bool,
     /// A program to run when the guest is ready; then the power button is pressed. It finds the port in GUEST_PORT
     #[arg(last = true)]
     program: Vec<String>,
@@ -85,7 +93,7 @@ pub struct Boot {
 pub struct Limits {
     /// What runs the guest: KVM where a guest runs under it, else QEMU's translator
     #[arg(long, value_enum, default_value = "auto", env = "IMAGE_TOOLS_ACCEL")]
-    accel: Wanted,
+    accel: accel::Wanted,
     /// Where it is remembered whether guests run under KVM (the XDG Base Directory Specification)
     #[arg(long, value_name = "DIR", env = "XDG_RUNTIME_DIR", hide = true)]
     runtime_dir: Option<PathBuf>,
@@ -129,6 +137,7 @@ impl Boot {
             reach: self.reach,
             network: Network::Restricted,
             asks,
+            panic: if self.may_panic { Panic::GoesOn } else { Panic::Ends },
             resume: self.resume,
             accel: self.limits.accel(),
             timeout: self.limits.timeout(),
@@ -136,13 +145,17 @@ impl Boot {
             memory: self.memory,
             processors: self.processors,
         };
+        let wanted = match (self.until, self.booted) {
+            (Some(text), _) => Wanted::Text(text),
+            (None, booted) => Wanted::Ready(booted),
+        };
         let mut vm = Vm::start(&machine)?;
         say(&vm.accel);
         if self.json {
             writeln!(out, "{}", serde_json::to_string(&vm.accel)?)?;
         }
         if let Some(state) = self.save {
-            until(&mut vm, self.until.as_deref(), machine.ssh)?;
+            until(&mut vm, &wanted, machine.ssh)?;
             vm.save(&state)?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -151,7 +164,7 @@ impl Boot {
             return Ok(ExitCode::SUCCESS);
         };
         if machine.resume.is_none() {
-            until(&mut vm, self.until.as_deref(), machine.ssh)?;
+            until(&mut vm, &wanted, machine.ssh)?;
         }
         let status = vm.run(program.as_ref(), arguments, &machine, &[])?;
         vm.power_down()?;
@@ -159,11 +172,24 @@ impl Boot {
     }
 }
 
-/// Waits until the guest has said `text`, or is ready.
-fn until(vm: &mut Vm, text: Option<&str>, ssh: Option<u16>) -> Result<()> {
-    match text {
-        Some(text) => vm.wait_for(text),
-        None => vm.wait_ready(ssh)?.map(drop).context("the machine was off before it was ready"),
+/// What is waited for.
+enum Wanted {
+    /// These words on the console.
+    Text(String),
+    /// That the guest is ready; with this deployment, where one is named.
+    Ready(Option<DeploymentId>),
+}
+
+fn until(vm: &mut Vm, wanted: &Wanted, ssh: Option<u16>) -> Result<()> {
+    let is_it = |ready: &Ready, id: &DeploymentId| {
+        ready.cmdline.as_deref().and_then(Target::find).is_some_and(|target| target.id == *id)
+    };
+    match wanted {
+        Wanted::Text(text) => vm.wait_for(text),
+        Wanted::Ready(id) => {
+            let ready = vm.wait_ready(ssh, |ready| id.as_ref().is_none_or(|id| is_it(ready, id)))?;
+            ready.map(drop).context("the machine was off before it was ready")
+        }
     }
 }
 

@@ -40,7 +40,7 @@ impl Run {
         if is_terminal {
             _ = writeln!(notes, "the console is here, and root is logged in on it; Ctrl-A X ends the machine");
         }
-        if let Some(ready) = vm.wait_ready(own.machine.ssh)? {
+        if let Some(ready) = vm.wait_ready(own.machine.ssh, |_| true)? {
             _ = write!(notes, "\r\n{ready}\r\n{}\r\n", own.ssh());
             vm.wait_off()?;
         }

@@ -32,6 +32,8 @@ pub struct Machine {
     pub network: Network,
     /// How it says that it is ready.
     pub asks: Asks,
+    /// What a panic of its kernel is.
+    pub panic: Panic,
     /// The saved machine to go on from, see [`Vm::save`](super::Vm::save).
     pub resume: Option<PathBuf>,
     /// What runs it.
@@ -62,6 +64,15 @@ pub enum Network {
     Restricted,
     /// What this machine reaches.
     Open,
+}
+
+/// What becomes of a guest whose kernel panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Panic {
+    /// That is the end of it.
+    Ends,
+    /// Whatever its kernel does then (`panic=` on the command line): it starts over, or hangs.
+    GoesOn,
 }
 
 /// What a guest is asked for.

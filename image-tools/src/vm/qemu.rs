@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xshell::cmd;
 
-use super::{Changes, Machine, Network, Show, accel::Accel, guest};
+use super::{Changes, Machine, Network, Panic, Show, accel::Accel, guest};
 use crate::{
     arch::{Arch, Qemu},
     program,
@@ -54,6 +54,9 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
     }
     for value in guest::credentials(machine)? {
         command.arg("-smbios").arg(format!("type=11,value={value}"));
+    }
+    if machine.panic == Panic::GoesOn {
+        command.args(["-action", "panic=none"]);
     }
     if machine.resume.is_some() {
         command.args(["-incoming", "defer"]);

@@ -96,12 +96,12 @@ pub fn listen(listener: &UnixListener, watch: &Watch) -> Result<()> {
 
 impl Vm {
     /// Waits until the guest is ready: its systemd has done what it does at a start, or, where that cannot say so, its ssh
-    /// answers on `ssh`. Nothing, when the guest has powered itself off before that.
+    /// answers on `ssh`. Nothing, when the guest has powered itself off before that. A guest that is not `wanted` may start over.
     ///
     /// # Errors
     ///
     /// As [`Vm::wait_for`].
-    pub fn wait_ready(&mut self, ssh: Option<u16>) -> Result<Option<Ready>> {
+    pub fn wait_ready(&mut self, ssh: Option<u16>, wanted: impl Fn(&Ready) -> bool) -> Result<Option<Ready>> {
         self.watch.tell(|heard| heard.resets = Some(0));
         if let Some(port) = ssh {
             let watch = self.watch.clone();
@@ -109,7 +109,7 @@ impl Vm {
         }
         let heard = self.watch.wait(self.until, |heard| {
             let by_ssh = (heard.ssh_answers && !heard.port.speaks()).then(Ready::default);
-            heard.port.ready().or(by_ssh)
+            heard.port.ready().or(by_ssh).filter(&wanted)
         });
         self.watch.tell(|heard| (heard.resets, heard.waits_are_over) = (None, true));
         match heard {

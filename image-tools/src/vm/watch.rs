@@ -208,7 +208,8 @@ impl Heard {
                 let why = data["reason"].as_str().unwrap_or("no reason is given");
                 Some(Trouble::Disk(format!("{done}: {why}")))
             }
-            "GUEST_PANICKED" => Some(Trouble::Panicked),
+            // With the action `run` a panic is the guest's own affair.
+            "GUEST_PANICKED" if data["action"] != "run" => Some(Trouble::Panicked),
             "WATCHDOG" => Some(Trouble::Watchdog),
             "RESET" => {
                 self.resets = self.resets.map(|resets| resets + 1);
@@ -284,6 +285,8 @@ mod tests {
         let disk = Ending::Trouble(Trouble::Disk("written to: No space".into()));
         assert_eq!(ends(&[event("BLOCK_IO_ERROR"), event("STOP")], nothing), disk);
         assert_eq!(ends(&[event("GUEST_PANICKED")], nothing), Ending::Trouble(Trouble::Panicked));
+        let goes_on = json!({ "event": "GUEST_PANICKED", "data": { "action": "run" } });
+        assert_eq!(ends(&[goes_on], nothing), Ending::Deadline);
         assert_eq!(ends(&[event("WATCHDOG")], nothing), Ending::Trouble(Trouble::Watchdog));
         let counted = |heard: &mut Heard| heard.resets = Some(0);
         assert_eq!(ends(&vec![event("RESET"); 3], counted), Ending::Deadline);

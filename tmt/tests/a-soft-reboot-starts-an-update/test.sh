@@ -2,6 +2,7 @@
 . ../lib.sh
 
 refusal() { composefs-finalize staged --soft-reboot --dry-run --json || echo "exit code $?"; }
+failed() { systemctl --failed --quiet --plain --no-legend | cut -d' ' -f1 | sort | paste -sd ' '; }
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
 case $TMT_REBOOT_COUNT in
@@ -21,6 +22,7 @@ case $TMT_REBOOT_COUNT in
     cp "$notes"/entries.staged/* "$entries.staged/"
     echo soft >/etc/soft.conf
     boot_id >"$notes/boot-id"
+    note failed "$(failed)"
     trap '' EXIT
     tmt-reboot -s -c "composefs-finalize staged --soft-reboot"
     ;;
@@ -33,7 +35,7 @@ case $TMT_REBOOT_COUNT in
     is "what is staged" "$(staged)" ""
     is "the physical root" "$(findmnt -no FSTYPE /sysroot)" "$(blkid -t LABEL=root -o value -s TYPE)"
     touch /var/tmp/writable /etc/writable
-    is "what has failed" "$(systemctl --failed --quiet --plain --no-legend)" ""
+    is "what has failed" "$(failed)" "$(noted failed)"
     composefs-finalize status
     boot_id >"$notes/boot-id"
     next_boot
