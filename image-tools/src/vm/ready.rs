@@ -40,7 +40,8 @@ impl fmt::Display for Ready {
     }
 }
 
-/// What is heard at the port: three kinds of lines, in this order, at every start of the guest.
+/// What is heard at the port, at every start of the guest: `started` and the command line, `state` and a word, `failed` and a unit
+/// for each, `ready`. A guest that starts over may have been anywhere.
 #[derive(Debug, Default)]
 pub struct Port {
     said: Ready,
@@ -50,14 +51,14 @@ pub struct Port {
 impl Port {
     /// A line that the guest has said.
     pub fn line(&mut self, line: &str) {
-        match (line.strip_prefix("failed "), &self.said) {
-            _ if self.is_done => {
-                *self = Self { said: Ready { cmdline: Some(line.into()), ..Ready::default() }, is_done: false }
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("started", cmdline) => {
+                *self = Self { said: Ready { cmdline: Some(cmdline.into()), ..Ready::default() }, is_done: false }
             }
-            (None, Ready { cmdline: None, .. }) => self.said.cmdline = Some(line.to_owned()),
-            (None, Ready { state: None, .. }) => self.said.state = Some(line.to_owned()),
-            (Some(unit), _) => self.said.failed.push(unit.to_owned()),
-            (None, _) => self.is_done = line == "ready",
+            ("state", state) => self.said.state = Some(state.to_owned()),
+            ("failed", unit) => self.said.failed.push(unit.to_owned()),
+            ("ready", _) => self.is_done = true,
+            _ => {}
         }
     }
 
@@ -163,14 +164,19 @@ mod tests {
             (port.speaks(), port.ready().map(|ready| ready.to_string()))
         };
         assert_eq!(hear(&[]), (false, None));
-        assert_eq!(hear(&["root=x composefs=y"]), (true, None));
+        assert_eq!(hear(&["started root=x composefs=y"]), (true, None));
         let degraded = "the machine is degraded: a.service, b.timer failed";
         assert_eq!(
-            hear(&["degraded", "failed a.service", "failed b.timer", "ready"]),
+            hear(&["state degraded", "failed a.service", "failed b.timer", "ready"]),
             (true, Some(degraded.to_owned()))
         );
-        assert_eq!(hear(&["root=x composefs=z"]), (true, None), "it has started again");
-        assert_eq!(hear(&["running", "ready"]).1.as_deref(), Some("the machine is ready: systemd says running"));
+        assert_eq!(hear(&["started root=x composefs=z"]), (true, None), "it has started again");
+        let running = Some("the machine is ready: systemd says running");
+        assert_eq!(hear(&["state running", "ready"]).1.as_deref(), running);
+        let wherever =
+            ["started x", "state degraded", "failed a.service", "started x", "failed b.service", "started x"];
+        assert_eq!(hear(&wherever), (true, None), "it was stopped at any moment");
+        assert_eq!(hear(&["state running", "ready"]).1.as_deref(), running);
         assert_eq!(Ready::default().to_string(), "the machine is ready: its ssh answers");
     }
 }
