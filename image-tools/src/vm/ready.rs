@@ -41,7 +41,7 @@ impl fmt::Display for Ready {
 }
 
 /// What is heard at the port, at every start of the guest: `started` and the command line, `state` and a word, `failed` and a unit
-/// for each, `ready`. A guest that starts over may have been anywhere.
+/// for each, `ready`. A guest that starts over may have been anywhere, also in a line: an empty one comes first.
 #[derive(Debug, Default)]
 pub struct Port {
     said: Ready,
