@@ -22,7 +22,8 @@ struct Handbook {
 }
 
 fn main() -> Result<()> {
-    let out = std::env::args_os().nth(1).context("usage: manuals DIRECTORY")?;
+    let out = std::env::args_os().nth(1).filter(|out| !out.as_encoded_bytes().starts_with(b"-"));
+    let out = out.context("usage: manuals DIRECTORY")?;
     let crates = Path::new(env!("CARGO_MANIFEST_DIR"));
     let finalize = crates.join("../finalize/man").leak();
     let image_tools = crates.join("man").leak();
