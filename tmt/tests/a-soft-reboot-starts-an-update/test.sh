@@ -2,7 +2,10 @@
 . ../lib.sh
 
 refusal() { composefs-finalize staged --soft-reboot --dry-run --json || echo "exit code $?"; }
-failed() { systemctl --failed --quiet --plain --no-legend | cut -d' ' -f1 | sort | paste -sd ' '; }
+# But for what fails wherever it is asked for: systemd 262 takes every boot partition for FAT, and images have no /efi.
+failed() {
+  systemctl --failed --quiet --plain --no-legend | cut -d' ' -f1 | { grep -vxE 'boot\.mount|efi\.automount' || true; }
+}
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
 case $TMT_REBOOT_COUNT in
@@ -22,7 +25,6 @@ case $TMT_REBOOT_COUNT in
     cp "$notes"/entries.staged/* "$entries.staged/"
     echo soft >/etc/soft.conf
     boot_id >"$notes/boot-id"
-    note failed "$(failed)"
     trap '' EXIT
     tmt-reboot -s -c "composefs-finalize staged --soft-reboot"
     ;;
@@ -35,7 +37,7 @@ case $TMT_REBOOT_COUNT in
     is "what is staged" "$(staged)" ""
     is "the physical root" "$(findmnt -no FSTYPE /sysroot)" "$(blkid -t LABEL=root -o value -s TYPE)"
     touch /var/tmp/writable /etc/writable
-    is "what has failed" "$(failed)" "$(noted failed)"
+    is "what has failed" "$(failed)" ""
     composefs-finalize status
     boot_id >"$notes/boot-id"
     next_boot
