@@ -121,28 +121,55 @@ pub fn begin(host: &Host, target: &Target) -> Result<()> {
     begun.context("asking systemd for a soft reboot")
 }
 
-/// Mounts the deployment that a soft reboot was asked for on `/run/nextroot`, as its initramfs would, if its finalization has
-/// come to its end. Nothing where none was asked for.
+/// What a soft reboot starts.
+#[derive(Debug)]
+pub enum NextRoot {
+    /// None was asked for.
+    Nothing,
+    /// The update.
+    Update(DeploymentId),
+    /// What runs, once more, and why not the update.
+    Again(anyhow::Error),
+}
+
+/// Mounts what a soft reboot starts on `/run/nextroot`, as its initramfs would: the deployment that was asked for, if its
+/// finalization has come to its end, else the running one. Its own mounts do not do: /var and the physical root come from the
+/// initramfs, and are gone when everything is unmounted.
 ///
 /// # Errors
 ///
-/// When it was not finalized, or cannot be mounted: then nothing is mounted, and the running deployment begins anew.
-pub fn mount(host: &Host) -> Result<Option<DeploymentId>> {
+/// When neither can be mounted; then nothing is. What systemd starts would lack /var.
+pub fn mount(host: &Host) -> Result<NextRoot> {
     let asked = sys::file::read(&host::open(&host.ambient.run)?, SOFT_REBOOT);
-    let Some(asked) = asked.with_context(|| format!("reading /run/{SOFT_REBOOT}"))? else { return Ok(None) };
+    let Some(asked) = asked.with_context(|| format!("reading /run/{SOFT_REBOOT}"))? else {
+        return Ok(NextRoot::Nothing);
+    };
     pending::remove(host, SOFT_REBOOT)?;
-    let target = Target::find(&asked).with_context(|| format!("/run/{SOFT_REBOOT} names no deployment"))?;
+    match finalized(host, &asked).and_then(|target| mount_one(host, &target).map(|()| target.id)) {
+        Ok(id) => Ok(NextRoot::Update(id)),
+        Err(error) => match mount_one(host, &host.booted) {
+            Ok(()) => Ok(NextRoot::Again(error)),
+            Err(why) => Err(why.context(format!("{error:#}; and what runs cannot be mounted anew"))),
+        },
+    }
+}
+
+/// What was asked for, if it was finalized.
+fn finalized(host: &Host, asked: &str) -> Result<Target> {
+    let target = Target::find(asked).with_context(|| format!("/run/{SOFT_REBOOT} names no deployment"))?;
     let record = Record::read(&host.sysroot)?.context("there is no record of a finalization")?;
     let is_next =
         record.outcome == Ending::Finalized && record.to.as_ref() == Some(&target.id) && record.next == record.to;
     ensure!(is_next, "update {} is not finalized, or does not boot next", target.id.short());
+    Ok(target)
+}
+
+fn mount_one(host: &Host, target: &Target) -> Result<()> {
     let root = host.ambient.run.join(NEXT_ROOT);
     std::fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
-    if let Err(error) = assemble(host, &target, &root) {
-        sys::mount::detach(&root).with_context(|| format!("unmounting {} after: {error:#}", root.display()))?;
-        return Err(error);
-    }
-    Ok(Some(target.id))
+    let Err(error) = assemble(host, target, &root) else { return Ok(()) };
+    sys::mount::detach(&root).with_context(|| format!("unmounting {} after: {error:#}", root.display()))?;
+    Err(error)
 }
 
 /// What composefs-setup-root mounts, in its order, with what is mounted here.

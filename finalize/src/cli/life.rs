@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::{
     gc::{self, Collected},
     host::{Access, Ambient, Host},
-    journal::say,
+    journal::{FAILED, Weight, say, tell},
     pin::{self, Pinned},
     rollback::{self, Refused, Rollback},
-    soft,
+    soft::{self, NextRoot},
     stop::Stop,
     unstage::{self, Unstaged},
 };
@@ -133,10 +133,14 @@ pub fn soft_reboot(form: &Form, out: &mut dyn Write) -> Result<ExitCode> {
 ///
 /// As [`soft::mount`].
 pub fn next_root(host: &Host, out: &mut dyn Write) -> Result<()> {
-    let mounted = soft::mount(host)
-        .context("mounting the next root; the running deployment begins anew, and a reboot starts the update")?;
-    if let Some(id) = mounted {
-        say(out, &format!("mounted {}: user space begins anew from it", id.short()));
+    match soft::mount(host).context("mounting the next root")? {
+        NextRoot::Nothing => {}
+        NextRoot::Update(id) => say(out, &format!("mounted {}: user space begins anew from it", id.short())),
+        NextRoot::Again(error) => {
+            let booted = host.booted.id.short();
+            let text = format!("{booted} begins anew, not the update: {error:#}; a reboot starts what the entries say");
+            tell(out, FAILED, Weight::Warning, &text);
+        }
     }
     Ok(())
 }

@@ -67,7 +67,7 @@ fn only_what_is_finalized_is_mounted_and_only_once() {
     ] {
         ask(&text);
         let said = machine.fails(&["next-root"]);
-        assert!(said.contains(why) && said.contains("the running deployment begins anew"), "{said}");
+        assert!(said.contains(why) && said.contains("what runs cannot be mounted anew"), "{said}");
         assert!(!asked.exists());
     }
     machine.ok(&["staged"]);

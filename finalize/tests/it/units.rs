@@ -186,7 +186,9 @@ fn nothing_ends_a_boot_that_is_not_counted() {
             text.lines().any(|line| format!("{line}\n").contains(word) && !line.starts_with(['#', 'B', 'W', 'D']))
         });
         let is_conditional = text.contains("\nConditionPathExists=/run/composefs/trial\n");
-        assert!(!ends || is_conditional, "{unit}");
+        let is_asked_for = text.contains("\nConditionPathExists=/run/composefs/soft-reboot\n");
+        assert!(!ends || is_conditional || is_asked_for, "{unit}");
         assert_eq!(is_conditional, ["bless", "retry"].iter().any(|word| unit.contains(word)), "{unit}");
+        assert_eq!(is_asked_for, unit.contains("next-root"), "{unit}");
     }
 }
