@@ -39,10 +39,23 @@ case $TMT_REBOOT_COUNT in
     touch /var/tmp/writable /etc/writable
     is "what has failed" "$(failed)" ""
     composefs-finalize status
+    # One that was asked for, and whose update is not finalized.
+    mkdir -p /run/composefs
+    echo "composefs=$(fallback)" >/run/composefs/soft-reboot
+    systemctl start composefs-finalize-next-root.service
+    trap '' EXIT
+    tmt-reboot -s
+    ;;
+  2)
+    is "the boot of the kernel" "$(boot_id)" "$(noted boot-id)"
+    is "the deployment on /, once more" "$(booted)" "$(noted next)"
+    has "the journal" "$(journalctl -b -o cat -u composefs-finalize-next-root)" "begins anew, not the update"
+    is "what has failed" "$(failed)" ""
+    touch /var/tmp/writable /etc/writable
     boot_id >"$notes/boot-id"
     next_boot
     ;;
-  2)
+  3)
     another_boot
     is "the deployment on /, from the boot loader" "$(booted)" "$(noted next)"
     is "a local change" "$(cat /etc/soft.conf)" soft
