@@ -26,6 +26,12 @@ pub static TABLE: [Arch; 2] = [
             panic: "pvpanic",
             firmware: "/usr/share/OVMF/OVMF_CODE_4M.fd",
             variables: "/usr/share/OVMF/OVMF_VARS_4M.fd",
+            secure: Some(Secure {
+                machine: "smm=on",
+                // The firmware alone writes its variables, and a machine that wakes up would not know.
+                globals: &["driver=cfi.pflash01,property=secure,value=on", "ICH9-LPC.disable_s3=1"],
+                firmware: "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+            }),
             firmware_package: "ovmf",
         },
     },
@@ -46,6 +52,7 @@ pub static TABLE: [Arch; 2] = [
             panic: "pvpanic-pci",
             firmware: "/usr/share/AAVMF/AAVMF_CODE.fd",
             variables: "/usr/share/AAVMF/AAVMF_VARS.fd",
+            secure: None,
             firmware_package: "qemu-efi-aarch64",
         },
     },
@@ -87,8 +94,21 @@ pub struct Qemu {
     pub firmware: &'static str,
     /// The variables that it begins with.
     pub variables: &'static str,
-    /// Debian's package of both.
+    /// What it takes to have Secure Boot; nothing where nobody has tried.
+    pub secure: Option<Secure>,
+    /// Debian's package of the firmware.
     pub firmware_package: &'static str,
+}
+
+/// A virtual machine with Secure Boot, beyond what it is without. The variables begin without keys.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Secure {
+    /// More words for the machine (`-machine`).
+    pub machine: &'static str,
+    /// Properties of its devices (`-global`).
+    pub globals: &'static [&'static str],
+    /// Firmware that knows Secure Boot, as Debian has it.
+    pub firmware: &'static str,
 }
 
 /// There is no such architecture in the table.
@@ -133,6 +153,11 @@ impl Arch {
     /// systemd-boot (systemd-boot(7)): the file's name, in the image and on the ESP.
     pub fn systemd_boot(&self) -> String {
         format!("systemd-boot{}.efi", self.efi)
+    }
+
+    /// The same with a signature, as Debian's packages and bootctl(1) have it in the image; on the ESP it has the name without.
+    pub fn signed_systemd_boot(&self) -> String {
+        format!("{}.signed", self.systemd_boot())
     }
 
     /// The stub that kernel and initrd become a UKI with (systemd-stub(7)): the file's name.

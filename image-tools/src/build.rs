@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     arch::Arch,
     check::{self, About, Way},
-    deployment::{Choice, Deployments, Ids, Sealing},
+    deployment::{Choice, Deployments, Ids, Sealing, systemd_boot},
     disk,
     node::Node,
     oci::{self, Image, Means, Reference},
@@ -23,6 +23,7 @@ use crate::{
         FileSystem, Format, NoRoom, Plan, Purpose, Wanted, disk_size, lay_out,
         size::{Later, Load},
     },
+    secureboot,
     store::{Cache, Store, object_sizes},
     system::{Boots, CannotBoot, System},
 };
@@ -132,6 +133,9 @@ pub fn plan(request: Request, scratch: TempDir, runtime: &Handle) -> Result<Plan
             ensure!(uki.verity == Verity::Optional, CannotBoot(why));
         }
     }
+    if let Some(enrol) = &request.choice.enrol {
+        starts(&store, &enrol.dir, &booted, staged.as_ref())?;
+    }
     if let Some(staged) = &staged {
         let (one, other) = (&request.image, &staged.image.reference);
         ensure!(staged.id != booted.id, "{one} and {other} are the same deployment: stage another one");
@@ -163,6 +167,27 @@ pub fn plan(request: Request, scratch: TempDir, runtime: &Handle) -> Result<Plan
     let arch = booted.arch;
     let plan = Plan { booted: booted.id, staged, arch, size, uuid: name("disk"), format, time, partitions, programs };
     Ok(Planned { plan, output, root: ids.root, seed, scratch })
+}
+
+/// Whether a firmware with the keys of `dir` starts the loader and the UKIs.
+fn starts(store: &Store, dir: &Path, booted: &System, staged: Option<&System>) -> Result<()> {
+    let mut programs = vec![];
+    for system in [Some(booted), staged].into_iter().flatten() {
+        if let Boots::Uki(uki) = &system.boots {
+            programs.push(("UKI", system, uki.file.path.clone()));
+        }
+    }
+    // Where it is missing, whoever needs it says so.
+    let loader = store.file(&booted.tree, Path::new(&systemd_boot::signed(booted.arch)))?;
+    programs.extend(loader.map(|loader| ("boot loader", booted, loader.path)));
+    for (what, system, path) in programs {
+        let reference = &system.image.reference;
+        let why = secureboot::why_not(&path, dir).with_context(|| format!("looking into the {what} of {reference}"))?;
+        let Some(why) = why else { continue };
+        let remedy = "and would not start: seal the image with --secureboot-key and --secureboot-cert";
+        return Err(CannotBoot(format!("the {what} of {reference} {why}, {remedy}")).into());
+    }
+    Ok(())
 }
 
 /// FAT, ext4 and XFS have names of at most 255 bytes, or characters, which are fewer.

@@ -44,7 +44,7 @@ use crate::{
     arch::Arch,
     inspect::{self, table},
     sparse,
-    vm::{Asks, Changes, Machine, Network, Panic, Show, Vm, accel::Asked},
+    vm::{Asks, Changes, Firmware, Machine, Network, Panic, Show, Vm, accel::Asked},
 };
 
 /// The disk when the recording began, in its directory.
@@ -358,6 +358,7 @@ fn machine(disk: &Path, dir: &Path, session: &Session) -> Machine {
         changes: Changes::Keep,
         write_log: None,
         vars: None,
+        firmware: Firmware::Open,
         log: dir.join("console.log"),
         show: Show::Nothing,
         ssh: session.ssh,

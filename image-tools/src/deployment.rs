@@ -8,7 +8,7 @@ pub mod state;
 pub mod systemd_boot;
 pub mod update;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use finalize::{boot::Loader, layout, staged::BootType};
@@ -35,6 +35,32 @@ pub struct Choice {
     pub options: Vec<String>,
     /// What the machine takes its updates from, `docker://…` say; a name of the machine's own unless told.
     pub target: Option<String>,
+    /// What systemd-boot enrols for Secure Boot.
+    pub enrol: Option<Enrol>,
+}
+
+/// The keys that systemd-boot gives to a firmware that has none (systemd-boot(7)).
+#[derive(Debug, Clone)]
+pub struct Enrol {
+    /// The directory that they are from.
+    pub dir: PathBuf,
+    /// Their files: name and content.
+    pub keys: Vec<(String, Vec<u8>)>,
+    /// When; the loader's own default unless told.
+    pub when: Option<When>,
+}
+
+/// `secure-boot-enroll` in loader.conf(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum When {
+    /// Never.
+    Off,
+    /// When it is chosen in the menu.
+    Manual,
+    /// In a virtual machine by itself, elsewhere when it is chosen.
+    IfSafe,
+    /// By itself, on every machine: where firmware of devices is signed by nobody who is enrolled, the machine is dead.
+    Force,
 }
 
 /// Where boot is.

@@ -16,6 +16,7 @@ pub mod plan;
 pub mod program;
 pub mod progress;
 pub mod seal;
+pub mod secureboot;
 pub mod sparse;
 pub mod stage;
 pub mod store;

@@ -16,7 +16,7 @@ use crate::{
     inspect::Disk,
     oci::Reference,
     program,
-    vm::{Asks, Changes, Machine, Network, Panic, Show, Vm, accel::Asked, ready::Ready},
+    vm::{Asks, Changes, Firmware, Machine, Network, Panic, Show, Vm, accel::Asked, ready::Ready},
     workshop::Workshop,
 };
 
@@ -29,6 +29,8 @@ pub struct Trial {
     pub stage: Option<Source>,
     /// What machine it is for; this one's architecture unless told.
     pub arch: &'static Arch,
+    /// Which firmware it has.
+    pub firmware: Firmware,
     /// Where the console is logged; nowhere that stays unless told.
     pub log: Option<PathBuf>,
     /// Whether it is shown.
@@ -89,6 +91,7 @@ impl Own {
             changes: Changes::Keep,
             write_log: None,
             vars: Some(at("vars")),
+            firmware: trial.firmware,
             log: trial.log.unwrap_or_else(|| at("console.log")),
             show: trial.show,
             ssh: Some(port),

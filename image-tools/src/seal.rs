@@ -15,6 +15,7 @@ use crate::{
     arch::Arch,
     oci::{self, Added, Image, Layout, Means, Reference},
     program,
+    secureboot::Signer,
     store::Store,
     system::{Boots, CannotBoot, System, os::OS_RELEASE, uki::DIR},
     workshop::Workshop,
@@ -38,6 +39,10 @@ pub struct Request {
     pub options: String,
     /// The program that makes a UKI; it is part of systemd.
     pub ukify: PathBuf,
+    /// Who signs the UKI and systemd-boot, for Secure Boot.
+    pub signer: Option<Signer>,
+    /// The directory that is made with what a firmware enrols to know the signer; it must not exist.
+    pub keys: Option<PathBuf>,
     /// The EROFS format of the deployment.
     pub format: Format,
 }
@@ -68,20 +73,54 @@ pub fn digest(
 pub fn seal(request: Request, workshop: &Workshop) -> Result<DeploymentId> {
     let output = &request.output;
     ensure!(!output.exists(), "{} exists: remove it, or choose another --output", output.display());
+    if let Some(keys) = &request.keys {
+        let why = "exists: remove it, or leave --secureboot-keys out, for one directory serves every image of a signer";
+        ensure!(!keys.exists(), "{} {why}", keys.display());
+    }
+    request.signer.as_ref().map_or(Ok(()), Signer::check)?;
     let scratch = workshop.beside(output)?;
     let store = Store::of_format(request.format, &scratch.path().join("composefs"))?;
     let image = resolve(request.image.clone(), request.arch, means(&scratch, workshop))?;
-    let system = System::pull(image, &store, BootType::Bls)?;
+    let mut system = System::pull(image, &store, BootType::Bls)?;
+    if let Some(signer) = &request.signer {
+        // The UKI names the image that has the signed loader.
+        system = with_signed_loader(&system, signer, &store, scratch.path())?;
+    }
     let uki = scratch.path().join("uki.efi");
     ukify(&store, &system, &request, &uki).with_context(|| format!("making a UKI of {}", request.image))?;
+    if let Some(signer) = &request.signer {
+        let unsigned = scratch.path().join("unsigned.efi");
+        std::fs::rename(&uki, &unsigned)?;
+        signer.sign("the UKI", (&unsigned, &uki))?;
+    }
     let made = scratch.path().join("layout");
     let path = format!("{DIR}/{}-{}.efi", system.os.id, system.os.version);
     system.image.with_file(Added { path: &path, from: &uki }, &made, &request.tag)?;
     let sealed = Reference::Directory(Layout { path: made.clone(), tag: Some(request.tag) });
     let sealed = System::pull(Image::resolve(sealed, None, scratch.path())?, &store, BootType::Uki);
     let sealed = sealed.context("checking the sealed image")?;
+    if let (Some(signer), Some(keys)) = (&request.signer, &request.keys) {
+        let scratch = workshop.beside(keys)?;
+        let made = scratch.path().join("keys");
+        signer.enrolment(&made)?;
+        std::fs::rename(&made, keys).with_context(|| format!("writing {}", keys.display()))?;
+    }
     std::fs::rename(&made, output).with_context(|| format!("writing {}", output.display()))?;
     Ok(sealed.id)
+}
+
+/// The system with one more layer, in which systemd-boot has its signed file beside the other one.
+fn with_signed_loader(system: &System, signer: &Signer, store: &Store, scratch: &Path) -> Result<System> {
+    let (name, signed) = (system.arch.systemd_boot(), system.arch.signed_systemd_boot());
+    let (path, to) = (format!("{STUBS}/{name}"), scratch.join("loader.efi"));
+    let loader = store.file(&system.tree, Path::new(&path))?;
+    let why = || CannotBoot(format!("the image has no {path}: install systemd-boot-efi in it"));
+    signer.sign(&path, (&loader.ok_or_else(why)?.path, &to))?;
+    let layout = Layout { path: scratch.join("signed"), tag: Some("signed".to_owned()) };
+    let added = Added { path: &format!("{STUBS}/{signed}"), from: &to };
+    system.image.with_file(added, &layout.path, "signed")?;
+    let image = Image::resolve(Reference::Directory(layout), None, scratch)?;
+    System::pull(image, store, BootType::Bls).context("looking into the image with the signed boot loader")
 }
 
 fn resolve(image: Reference, arch: Option<&'static Arch>, means: Means<'_>) -> Result<Image> {

@@ -23,7 +23,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use serde_json::json;
 use xshell::{Shell, cmd};
 
-pub use self::machine::{Asks, Changes, Machine, Network, Panic, Show};
+pub use self::machine::{Asks, Changes, Firmware, Machine, Network, Panic, Show};
 use self::{
     accel::{Accel, Taken},
     qmp::Qmp,

@@ -15,7 +15,7 @@ use crate::{
     arch::Arch,
     inspect::machine,
     vm::{
-        Asks, Changes, Machine, Network, Panic, Show, Vm,
+        Asks, Changes, Firmware, Machine, Network, Panic, Show, Vm,
         accel::{self, Asked, Taken},
         ready::Ready,
     },
@@ -38,6 +38,9 @@ pub struct Boot {
     /// The firmware's variables, kept between boots [default: new ones]
     #[arg(long, value_name = "FILE")]
     vars: Option<PathBuf>,
+    /// Boot with Secure Boot; new variables have no keys, and systemd-boot enrols those of `build --secureboot-keys`
+    #[arg(long)]
+    secure_boot: bool,
     /// Where the console is logged
     #[arg(long, default_value = "console.log")]
     log: PathBuf,
@@ -130,6 +133,7 @@ impl Boot {
             changes: if self.snapshot { Changes::Drop } else { Changes::Keep },
             write_log: self.write_log,
             vars: self.vars,
+            firmware: if self.secure_boot { Firmware::SecureBoot } else { Firmware::Open },
             log: self.log,
             show: if self.quiet { Show::Nothing } else { Show::Terminal },
             ssh: self.ssh,

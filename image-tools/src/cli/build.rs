@@ -9,9 +9,10 @@ use finalize::{boot::Loader, staged::BootType};
 use crate::{
     arch::Arch,
     build::{self, BootFs, Esps, Request},
-    deployment::{Boot, Choice, Sealing},
+    deployment::{Boot, Choice, Enrol, Sealing, When},
     oci::Reference,
     plan::Format,
+    secureboot,
     workshop::Workshop,
 };
 
@@ -45,6 +46,13 @@ pub struct Build {
     /// Make a second ESP with the same content, as mirrored disks have it
     #[arg(long)]
     mirror_esp: bool,
+    /// Put PK.auth, KEK.auth and db.auth of this directory on the ESP, where systemd-boot enrols them for Secure Boot; made by
+    /// `seal --secureboot-keys`
+    #[arg(long, value_name = "DIR")]
+    secureboot_keys: Option<PathBuf>,
+    /// When it enrols them [default: systemd-boot's own, if-safe: in a virtual machine, by itself]
+    #[arg(long, value_enum, value_name = "WHEN", requires = "secureboot_keys")]
+    secureboot_enroll: Option<When>,
     /// Leave fs-verity out
     #[arg(long)]
     unsealed: bool,
@@ -116,20 +124,21 @@ impl Build {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn request(self) -> Result<Request, clap::Error> {
+    fn request(self) -> Result<Request> {
         if self.boot_partition.is_some() && self.bootloader == Loader::SystemdBoot {
             let why = "systemd-boot reads its entries from the ESP: a boot partition needs --bootloader grub";
-            return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why));
+            return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why).into());
         }
         if self.output.symlink_metadata().is_ok_and(|there| !there.is_file()) {
             let why = format!("{} is there, and no regular file: --output is a file of its own", self.output.display());
-            return Err(super::Cli::command().error(ErrorKind::ValueValidation, why));
+            return Err(super::Cli::command().error(ErrorKind::ValueValidation, why).into());
         }
         if self.boot_type == BootType::Uki && !self.options.is_empty() {
             let why =
                 "--options are words of entries: a UKI brings its own command line, which image-tools seal gives it";
-            return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why));
+            return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why).into());
         }
+        let enrol = enrol(self.secureboot_keys, self.secureboot_enroll, (self.bootloader, self.boot_type))?;
         let choice = Choice {
             loader: self.bootloader,
             boot_type: self.boot_type,
@@ -137,6 +146,7 @@ impl Build {
             sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
             options: self.options,
             target: self.target_imgref,
+            enrol,
         };
         Ok(Request {
             image: self.image,
@@ -156,4 +166,15 @@ impl Build {
             time: self.time,
         })
     }
+}
+
+/// What is enrolled, and when. Only a UKI has one signature for kernel, initrd and options, and GRUB starts none without shim.
+pub fn enrol(keys: Option<PathBuf>, when: Option<When>, boots: (Loader, BootType)) -> Result<Option<Enrol>> {
+    let Some(dir) = keys else { return Ok(None) };
+    if boots != (Loader::SystemdBoot, BootType::Uki) {
+        let why = "only signed UKIs and systemd-boot start with them: --secureboot-keys needs --boot-type uki \
+                   and --bootloader systemd-boot";
+        return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why).into());
+    }
+    Ok(Some(Enrol { keys: secureboot::keys(&dir)?, dir, when }))
 }

@@ -14,7 +14,7 @@ use crate::{
     oci::Reference,
     own::{Own, Trial, containerfile::Source},
     plan::Format,
-    vm::{Network, Show},
+    vm::{Firmware, Network, Show},
     workshop::Workshop,
 };
 
@@ -30,6 +30,9 @@ pub struct Typed {
     /// bls or uki
     #[arg(long, default_value = "bls")]
     boot_type: BootType,
+    /// Boot with Secure Boot and these keys, as `build` takes them
+    #[arg(long, value_name = "DIR")]
+    secureboot_keys: Option<PathBuf>,
     /// More words for the kernel command line
     #[arg(long)]
     options: Vec<String>,
@@ -62,10 +65,12 @@ impl Typed {
             Some(arch) => arch,
             None => Arch::host()?,
         };
+        let enrol = super::build::enrol(self.secureboot_keys, None, (self.bootloader, self.boot_type))?;
         let trial = Trial {
             image,
             stage,
             arch,
+            firmware: if enrol.is_some() { Firmware::SecureBoot } else { Firmware::Open },
             log: self.log,
             show: rest.0,
             ssh: self.ssh,
@@ -82,6 +87,7 @@ impl Typed {
             sealing: Sealing::Sealed,
             options: self.options,
             target: None,
+            enrol,
         };
         let request = |image: Reference, stage: Option<Reference>, output: PathBuf| {
             Ok(Request {

@@ -9,6 +9,7 @@ use crate::{
     arch::Arch,
     oci::Reference,
     seal::{self, Request},
+    secureboot::Signer,
     workshop::Workshop,
 };
 
@@ -32,6 +33,16 @@ pub struct Seal {
     /// The program that makes a UKI
     #[arg(long, default_value = "ukify")]
     ukify: PathBuf,
+    /// Sign the UKI and systemd-boot with this key (PEM), for Secure Boot
+    #[arg(long, value_name = "FILE", requires = "secureboot_cert")]
+    secureboot_key: Option<PathBuf>,
+    /// Its certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "secureboot_key")]
+    secureboot_cert: Option<PathBuf>,
+    /// Make this directory with PK.auth, KEK.auth and db.auth, by which a firmware knows the certificate: for
+    /// `build --secureboot-keys`
+    #[arg(long, value_name = "DIR", requires = "secureboot_key")]
+    secureboot_keys: Option<PathBuf>,
     /// The EROFS format of the deployment, which decides its digest
     #[arg(long, value_enum, default_value = "v2")]
     erofs_format: super::ErofsFormat,
@@ -40,9 +51,12 @@ pub struct Seal {
 impl Seal {
     /// Seals, and prints the image's digest.
     pub fn run(self, workshop: &Workshop, out: &mut dyn Write) -> Result<ExitCode> {
-        let Self { image, arch, output, tag, options, ukify, erofs_format } = self;
+        let signer = self.secureboot_key.zip(self.secureboot_cert).map(|(key, cert)| Signer { key, cert });
+        let keys = self.secureboot_keys;
+        let Self { image, arch, output, tag, options, ukify, erofs_format, .. } = self;
         let format = erofs_format.into();
-        writeln!(out, "{}", seal::seal(Request { image, arch, output, tag, options, ukify, format }, workshop)?)?;
+        let request = Request { image, arch, output, tag, options, ukify, signer, keys, format };
+        writeln!(out, "{}", seal::seal(request, workshop)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -18,6 +18,8 @@ pub struct Machine {
     pub write_log: Option<PathBuf>,
     /// The firmware's variables, kept between boots; made when it is not there.
     pub vars: Option<PathBuf>,
+    /// Which firmware it has.
+    pub firmware: Firmware,
     /// Where the console is logged.
     pub log: PathBuf,
     /// Whether the console is shown.
@@ -55,6 +57,15 @@ pub enum Changes {
     Keep,
     /// They are gone when the machine is.
     Drop,
+}
+
+/// What a machine starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// UEFI that starts everything.
+    Open,
+    /// UEFI that starts what is signed, once it has keys; new variables have none.
+    SecureBoot,
 }
 
 /// What a guest with a network card reaches.

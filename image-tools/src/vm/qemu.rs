@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xshell::cmd;
 
-use super::{Changes, Machine, Network, Panic, Show, accel::Accel, guest};
+use super::{Changes, Firmware, Machine, Network, Panic, Show, accel::Accel, guest};
 use crate::{
-    arch::{Arch, Qemu},
+    arch::{Arch, Qemu, Secure},
     program,
 };
 
@@ -30,7 +30,7 @@ pub fn command(machine: &Machine, accel: Accel, scratch: &Path) -> Result<Comman
     let qemu = &machine.arch.qemu;
     check_version(qemu)?;
     let vars = variables(qemu, machine.vars.as_deref(), scratch)?;
-    let mut command = firmware(qemu, accel, &vars, scratch)?;
+    let mut command = firmware((machine.arch, machine.firmware), accel, &vars, scratch)?;
     // With its monitor on the same terminal, behind Ctrl-A.
     command.args(["-serial", if machine.show == Show::Interactive { "mon:stdio" } else { "stdio" }]);
     command.args(["-smp", &machine.processors.to_string(), "-m", &machine.memory.to_string()]);
@@ -81,30 +81,48 @@ fn reach(port: u16) -> String {
 pub fn firmware_under_kvm(arch: &Arch, scratch: &Path) -> Result<Command> {
     let qemu = &arch.qemu;
     check_version(qemu)?;
-    let mut command = firmware(qemu, Accel::Kvm, &variables(qemu, None, scratch)?, scratch)?;
+    let vars = variables(qemu, None, scratch)?;
+    let mut command = firmware((arch, Firmware::Open), Accel::Kvm, &vars, scratch)?;
     command.args(["-serial", "stdio"]);
     Ok(command)
 }
 
 /// A machine without anything but firmware, console and monitor.
-fn firmware(qemu: &Qemu, accel: Accel, vars: &Path, scratch: &Path) -> Result<Command> {
+fn firmware((arch, kind): (&Arch, Firmware), accel: Accel, vars: &Path, scratch: &Path) -> Result<Command> {
+    let qemu = &arch.qemu;
+    let secure = if kind == Firmware::SecureBoot { Some(secure(arch)?) } else { None };
     let (accel, processor) = match accel {
         Accel::Kvm => ("kvm", "host"),
         Accel::Tcg => ("tcg,thread=multi", qemu.processor),
     };
-    let file_of_code = file(Path::new(qemu.firmware));
+    let file_of_code = file(Path::new(secure.map_or(qemu.firmware, |secure| secure.firmware)));
     let code = json!({ "driver": "raw", "node-name": "code", "read-only": true, "file": file_of_code }).to_string();
     let vars = json!({ "driver": format_of(vars)?, "node-name": "vars", "file": file(vars) }).to_string();
     // The guest's kernel can say by `panic` that it has panicked.
     let Qemu { program, machine, panic, .. } = qemu;
     let (shell, qmp) = (program::shell()?, scratch.join("qmp"));
+    let machine = secure.map_or_else(|| (*machine).to_owned(), |secure| format!("{machine},{}", secure.machine));
+    let globals = secure.map_or(&[][..], |secure| secure.globals).iter().flat_map(|global| ["-global", global]);
     let command = cmd!(
         shell,
         "{STARTER} --pdeathsig KILL {program} -machine {machine},pflash0=code,pflash1=vars
          -nodefaults -no-user-config -display none -accel {accel} -cpu {processor} -device {panic}
          -qmp unix:{qmp},server=off -blockdev {code} -blockdev {vars}"
     );
-    Ok(command.into())
+    Ok(command.args(globals).into())
+}
+
+/// What the machine needs for Secure Boot.
+fn secure(arch: &Arch) -> Result<&Secure> {
+    let secure = arch.qemu.secure.as_ref();
+    let secure =
+        secure.with_context(|| format!("booting with Secure Boot: no firmware is known for {arch} that has it"))?;
+    is_there(secure, arch.qemu.firmware_package).map(|()| secure)
+}
+
+fn is_there(secure: &Secure, package: &str) -> Result<()> {
+    let opening = || format!("opening {}, the firmware with Secure Boot: install {package}", secure.firmware);
+    File::open(secure.firmware).with_context(opening).map(drop)
 }
 
 /// The node `disk`: the image, an overlay that is dropped, or the image with a log of its writes.
@@ -159,4 +177,17 @@ fn check_version(qemu: &Qemu) -> Result<()> {
     let major: u32 = version.parse().unwrap_or(0);
     ensure!(major >= 9, "QEMU {version} is too old, 9 is needed: install it from Debian's backports");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use super::*;
+
+    #[test]
+    fn firmware_that_is_not_installed_is_named_with_its_package() {
+        let secure = Secure { machine: "smm=on", globals: &[], firmware: "/nowhere/secboot.fd" };
+        let said = is_there(&secure, "ovmf").unwrap_err().to_string();
+        assert_eq!(said, "opening /nowhere/secboot.fd, the firmware with Secure Boot: install ovmf");
+    }
 }

@@ -27,15 +27,21 @@ fn release(id: &str, version: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// A PE file with the sections of a UKI (Microsoft's PE format), and nothing else.
+/// A PE file with the sections of a UKI (Microsoft's PE format), and what it takes to be signed.
 pub fn uki(command_line: &str) -> Vec<u8> {
     let sections = [(".cmdline", command_line.as_bytes()), (".linux", b"a kernel"), (".initrd", b"an initramfs")];
     let mut file = vec![0; 0x40];
     file[..2].copy_from_slice(b"MZ");
     file[0x3c] = 0x40;
     file.extend(b"PE\0\0\x64\x86\x03\0");
-    file.extend([0; 16]);
-    let mut at = file.len() + 40 * sections.len();
+    // The optional header of PE32+, with 16 data directories.
+    file.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 240, 0, 0x22, 0]);
+    let mut optional = [0; 240];
+    optional[..2].copy_from_slice(&[0x0b, 0x02]);
+    let mut at = file.len() + optional.len() + 40 * sections.len();
+    optional[60..64].copy_from_slice(&u32::try_from(at).unwrap().to_le_bytes());
+    optional[108] = 16;
+    file.extend(optional);
     for (name, data) in sections {
         let mut header = [0; 40];
         header[..name.len()].copy_from_slice(name.as_bytes());

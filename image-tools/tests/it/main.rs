@@ -20,5 +20,6 @@ mod own;
 mod plan;
 mod registry;
 mod same;
+mod secure;
 mod stage;
 mod vm;
