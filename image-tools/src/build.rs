@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     arch::Arch,
-    check::{self, About, Way},
+    check::{self, About},
     deployment::{Choice, Deployments, Ids, Sealing, systemd_boot},
     disk,
     node::Node,
@@ -116,12 +116,12 @@ pub fn plan(request: Request, scratch: TempDir, runtime: &Handle) -> Result<Plan
     let store = Store::of_format(request.erofs, &scratch.path().join("composefs"))?.with_cache(cache);
     let arch = request.arch.map(|arch| oci::Arch::from(arch.go));
     let means = Means { scratch: scratch.path(), runtime: Some(runtime) };
-    let way = Way { loader: request.choice.loader, boot_type: request.choice.boot_type };
+    let way = request.choice.way;
     // Only the booted system has to finalize what is staged.
     let pull = |reference: &Reference, about: About| {
         let image = Image::resolve(reference.clone(), arch.as_ref(), means)?;
         check::demand(&store, &image, way, about).with_context(|| format!("pulling {reference}"))?;
-        System::pull(image, &store, request.choice.boot_type)
+        System::pull(image, &store, way.boot_type)
     };
     let about = if request.stage.is_some() { About::Update } else { About::Boot };
     let booted = pull(&request.image, about)?;

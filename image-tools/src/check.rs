@@ -10,10 +10,10 @@ mod update;
 use std::{fmt, path::Path};
 
 use anyhow::Result;
-use finalize::{boot::Loader, staged::BootType};
 
 use crate::{
     arch::Arch,
+    deployment::Way,
     oci::{Image, Reference},
     store::{self, At, Store, Tree},
     system::{CannotBoot, Incomplete},
@@ -79,15 +79,6 @@ pub struct Unfit {
 
 fn lines(findings: &[Finding]) -> String {
     findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-}
-
-/// How an image shall boot.
-#[derive(Debug, Clone, Copy)]
-pub struct Way {
-    /// Who boots it.
-    pub loader: Loader,
-    /// What is booted.
-    pub boot_type: BootType,
 }
 
 /// Everything that is missing or wrong in `image`.

@@ -1,6 +1,7 @@
 //! The command line as typed.
 
 mod boot;
+mod boots;
 mod build;
 mod check;
 mod crash;

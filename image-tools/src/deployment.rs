@@ -20,13 +20,20 @@ use crate::{
     system::System,
 };
 
-/// How the machine boots, and what its files say of it.
-#[derive(Debug, Clone)]
-pub struct Choice {
+/// How a machine boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
     /// Who boots it.
     pub loader: Loader,
     /// What is booted.
     pub boot_type: BootType,
+}
+
+/// How the machine boots, and what its files say of it.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// How it boots.
+    pub way: Way,
     /// Where GRUB's files are.
     pub boot: Boot,
     /// Whether files must be verified.
@@ -128,7 +135,7 @@ impl Deployments<'_> {
     /// When an image lacks what its boot loader needs, or ships what cannot be carried over.
     pub fn describe(&self) -> Result<FileSystems> {
         let mut root = self.root()?;
-        if self.choice.loader == Loader::SystemdBoot {
+        if self.choice.way.loader == Loader::SystemdBoot {
             return Ok(FileSystems { esp: systemd_boot::esp(self)?, boot: None, root });
         }
         let made = grub::files(self)?;

@@ -6,10 +6,10 @@ use anyhow::Result;
 use clap::{Args, CommandFactory, error::ErrorKind};
 use finalize::{boot::Loader, staged::BootType};
 
+use super::boots::Boots;
 use crate::{
-    arch::Arch,
     build::{self, BootFs, Esps, Request},
-    deployment::{Boot, Choice, Enrol, Sealing, When},
+    deployment::{Boot, Choice, Enrol, Sealing, Way, When},
     oci::Reference,
     plan::Format,
     secureboot,
@@ -25,21 +25,14 @@ pub struct Build {
     /// The deployment that is staged
     #[arg(long)]
     stage: Option<Reference>,
-    /// The architecture, where an image is there for several; this machine's unless told
-    #[arg(long, value_parser = super::arch)]
-    arch: Option<&'static Arch>,
+    #[command(flatten)]
+    boots: Boots,
     /// The disk image
     #[arg(long)]
     output: PathBuf,
     /// Its format
     #[arg(long, value_enum, default_value = "raw")]
     format: Format,
-    /// systemd-boot or grub
-    #[arg(long, default_value = "systemd-boot")]
-    bootloader: Loader,
-    /// bls or uki
-    #[arg(long, default_value = "bls")]
-    boot_type: BootType,
     /// Make boot a partition of its own (GRUB), ext4 unless told
     #[arg(long, value_enum, value_name = "FILE SYSTEM", num_args = 0..=1, default_missing_value = "ext4")]
     boot_partition: Option<BootFs>,
@@ -125,7 +118,8 @@ impl Build {
     }
 
     fn request(self) -> Result<Request> {
-        if self.boot_partition.is_some() && self.bootloader == Loader::SystemdBoot {
+        let way = self.boots.way();
+        if self.boot_partition.is_some() && way.loader == Loader::SystemdBoot {
             let why = "systemd-boot reads its entries from the ESP: a boot partition needs --bootloader grub";
             return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why).into());
         }
@@ -133,15 +127,14 @@ impl Build {
             let why = format!("{} is there, and no regular file: --output is a file of its own", self.output.display());
             return Err(super::Cli::command().error(ErrorKind::ValueValidation, why).into());
         }
-        if self.boot_type == BootType::Uki && !self.options.is_empty() {
+        if way.boot_type == BootType::Uki && !self.options.is_empty() {
             let why =
                 "--options are words of entries: a UKI brings its own command line, which image-tools seal gives it";
             return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why).into());
         }
-        let enrol = enrol(self.secureboot_keys, self.secureboot_enroll, (self.bootloader, self.boot_type))?;
+        let enrol = enrol(self.secureboot_keys, self.secureboot_enroll, way)?;
         let choice = Choice {
-            loader: self.bootloader,
-            boot_type: self.boot_type,
+            way,
             boot: if self.boot_partition.is_some() { Boot::Partition } else { Boot::Directory },
             sealing: if self.unsealed { Sealing::Unsealed } else { Sealing::Sealed },
             options: self.options,
@@ -151,7 +144,7 @@ impl Build {
         Ok(Request {
             image: self.image,
             stage: self.stage,
-            arch: self.arch,
+            arch: self.boots.arch,
             output: self.output,
             format: self.format,
             erofs: self.erofs_format.into(),
@@ -169,9 +162,9 @@ impl Build {
 }
 
 /// What is enrolled, and when. Only a UKI has one signature for kernel, initrd and options, and GRUB starts none without shim.
-pub fn enrol(keys: Option<PathBuf>, when: Option<When>, boots: (Loader, BootType)) -> Result<Option<Enrol>> {
+pub fn enrol(keys: Option<PathBuf>, when: Option<When>, way: Way) -> Result<Option<Enrol>> {
     let Some(dir) = keys else { return Ok(None) };
-    if boots != (Loader::SystemdBoot, BootType::Uki) {
+    if way != (Way { loader: Loader::SystemdBoot, boot_type: BootType::Uki }) {
         let why = "only signed UKIs and systemd-boot start with them: --secureboot-keys needs --boot-type uki \
                    and --bootloader systemd-boot";
         return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, why).into());

@@ -4,11 +4,10 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
-use finalize::{boot::Loader, staged::BootType};
 
+use super::boots::Boots;
 use crate::{
-    arch::Arch,
-    check::{Level, Way, look},
+    check::{Level, look},
     oci::{self, Image, Means},
     own::containerfile::Source,
     store::Store,
@@ -20,15 +19,8 @@ use crate::{
 pub struct Check {
     /// The image, as `build` takes it, or a directory with a Containerfile
     image: Source,
-    /// The architecture, where an image is there for several; this machine's unless told
-    #[arg(long, value_parser = super::arch)]
-    arch: Option<&'static Arch>,
-    /// The boot loader that it needs: systemd-boot or grub
-    #[arg(long, default_value = "systemd-boot")]
-    bootloader: Loader,
-    /// How it boots: bls or uki
-    #[arg(long, default_value = "bls")]
-    boot_type: BootType,
+    #[command(flatten)]
+    boots: Boots,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -44,11 +36,10 @@ impl Check {
         let scratch = workshop.anywhere()?;
         let store = Store::create(&scratch.path().join("composefs"))?;
         let means = Means { scratch: scratch.path(), runtime: Some(&workshop.runtime) };
-        let arch = self.arch.map(|arch| oci::Arch::from(arch.go));
+        let arch = self.boots.arch.map(|arch| oci::Arch::from(arch.go));
         let name = self.image.to_string();
         let image = Image::resolve(self.image.image(&scratch.path().join("image"))?, arch.as_ref(), means)?;
-        let way = Way { loader: self.bootloader, boot_type: self.boot_type };
-        let findings = look(&store, &image, way)?;
+        let findings = look(&store, &image, self.boots.way())?;
         let missing = findings.iter().filter(|finding| finding.level == Level::Missing).count();
         match self.json {
             true => {

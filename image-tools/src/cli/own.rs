@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use finalize::{boot::Loader, cmdline::Format as ErofsFormat, staged::BootType};
+use finalize::cmdline::Format as ErofsFormat;
 
-use super::boot::Limits;
+use super::{boot::Limits, boots::Boots};
 use crate::{
     arch::Arch,
     build::{BootFs, Esps, Request},
@@ -21,15 +21,8 @@ use crate::{
 /// The machine as typed.
 #[derive(Debug, Args)]
 pub struct Typed {
-    /// The architecture; this machine's unless told
-    #[arg(long, value_parser = super::arch)]
-    arch: Option<&'static Arch>,
-    /// systemd-boot or grub
-    #[arg(long, default_value = "systemd-boot")]
-    bootloader: Loader,
-    /// bls or uki
-    #[arg(long, default_value = "bls")]
-    boot_type: BootType,
+    #[command(flatten)]
+    boots: Boots,
     /// Boot with Secure Boot and these keys, as `build` takes them
     #[arg(long, value_name = "DIR")]
     secureboot_keys: Option<PathBuf>,
@@ -61,11 +54,12 @@ pub struct Typed {
 impl Typed {
     /// The machine, with its disk built.
     pub fn make(self, image: Source, stage: Option<Source>, rest: (Show, &Workshop)) -> Result<Own> {
-        let arch = match self.arch {
+        let arch = match self.boots.arch {
             Some(arch) => arch,
             None => Arch::host()?,
         };
-        let enrol = super::build::enrol(self.secureboot_keys, None, (self.bootloader, self.boot_type))?;
+        let way = self.boots.way();
+        let enrol = super::build::enrol(self.secureboot_keys, None, way)?;
         let trial = Trial {
             image,
             stage,
@@ -80,15 +74,8 @@ impl Typed {
             memory: self.memory,
             processors: self.processors,
         };
-        let choice = Choice {
-            loader: self.bootloader,
-            boot_type: self.boot_type,
-            boot: Boot::Directory,
-            sealing: Sealing::Sealed,
-            options: self.options,
-            target: None,
-            enrol,
-        };
+        let choice =
+            Choice { way, boot: Boot::Directory, sealing: Sealing::Sealed, options: self.options, target: None, enrol };
         let request = |image: Reference, stage: Option<Reference>, output: PathBuf| {
             Ok(Request {
                 image,

@@ -56,7 +56,7 @@ pub fn files(of: &Deployments<'_>) -> Result<Files> {
     esp.push(file(&arch.default_loader(), loader));
     let mut boot = vec![dir(layout::GRUB)];
     let prefix = prefix(of);
-    let main = match of.choice.boot_type {
+    let main = match of.choice.way.boot_type {
         BootType::Uki => {
             boot.extend(user_cfgs(of));
             format!("source ($root){prefix}/{}/{}\n", layout::GRUB, layout::USER_CFG)
@@ -72,7 +72,7 @@ pub fn files(of: &Deployments<'_>) -> Result<Files> {
         }
     };
     for system in of.each() {
-        match of.choice.boot_type {
+        match of.choice.way.boot_type {
             BootType::Uki => esp.extend(kernel(system, layout::EFI_LINUX)),
             BootType::Bls => boot.extend(kernel(system, "")),
         }

@@ -37,7 +37,7 @@ pub const UNVERIFIED: &str = "ostree-unverified-image:";
 pub fn of(all: &Deployments<'_>, system: &System) -> Result<Vec<Node>> {
     let (choice, mtime) = (all.choice, all.time);
     let dir = PathBuf::from(layout::deployment(&system.id));
-    let origin = origin(system, choice.boot_type, choice.target.as_deref());
+    let origin = origin(system, choice.way.boot_type, choice.target.as_deref());
     let mut nodes = vec![
         Node::dir(&dir, mtime),
         Node::new(dir.join("var"), Meta::root(0o777, mtime), Content::Link(layout::VAR_LINK.into())),
