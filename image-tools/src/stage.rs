@@ -226,6 +226,9 @@ pub fn stage(request: &Request, workshop: &Workshop) -> Result<Outcome> {
     parts.iter().try_for_each(Part::write_kernel)?;
     sys::fault::step("cancel");
     machine.cancel()?;
+    if sys::fault::lacks("mark-last") {
+        machine.mark(&system.id, request.locked)?;
+    }
     sys::fault::step("entries");
     parts.iter().try_for_each(Part::write_entries)?;
     sys::fault::step("mark");

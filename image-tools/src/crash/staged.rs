@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, anyhow, ensure};
 use ext4_view::Ext4;
 use finalize::{
-    boot::{entries::Entries, grub},
+    boot::{Loader, entries::Entries, grub},
     digest::DeploymentId,
     layout,
     staged::Marker,
@@ -207,7 +207,8 @@ impl Update {
 /// All files in a directory of entries, and all that these boot.
 fn files(dir: &str, entries: &Entries) -> Vec<String> {
     let own = entries.files().map(|(name, _)| format!("{dir}/{name}"));
-    let parsed = entries.files().filter_map(|(_, text)| text.parse::<finalize::boot::bls::Entry>().ok());
+    // GRUB's menu beside them is none of them, and shows all.
+    let parsed = entries.ordered(Loader::Grub).into_iter().map(|(_, entry)| entry);
     own.chain(parsed.flat_map(|entry| entry.files().map(str::to_owned).collect::<Vec<_>>())).collect()
 }
 
