@@ -13,10 +13,9 @@ use anyhow::Result;
 
 use crate::{
     arch::Arch,
-    deployment::Way,
     oci::{Image, Reference},
     store::{self, At, Store, Tree},
-    system::{CannotBoot, Incomplete},
+    system::{CannotBoot, Incomplete, Way},
 };
 
 /// What brings the program, its units, the initramfs module, and the kernel where it belongs.

@@ -11,23 +11,14 @@ pub mod update;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use finalize::{boot::Loader, layout, staged::BootType};
+use finalize::{boot::Loader, layout};
 use uuid::Uuid;
 
 use crate::{
     node::{Content, Meta, Node},
     store::Store,
-    system::System,
+    system::{System, Way},
 };
-
-/// How a machine boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
-    /// Who boots it.
-    pub loader: Loader,
-    /// What is booted.
-    pub boot_type: BootType,
-}
 
 /// How the machine boots, and what its files say of it.
 #[derive(Debug, Clone)]

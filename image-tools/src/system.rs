@@ -8,7 +8,7 @@ pub mod uki;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use finalize::{digest::DeploymentId, staged::BootType};
+use finalize::{boot::Loader, digest::DeploymentId, staged::BootType};
 
 use self::{kernel::Kernel, os::Os, uki::Uki};
 pub use crate::store::Incomplete;
@@ -23,6 +23,15 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct CannotBoot(pub String);
+
+/// How a machine boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Who boots it.
+    pub loader: Loader,
+    /// What is booted.
+    pub boot_type: BootType,
+}
 
 /// What the boot loader starts: as the image brings it.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use clap::Args;
 use finalize::{boot::Loader, staged::BootType};
 
-use crate::{arch::Arch, deployment::Way};
+use crate::{arch::Arch, system::Way};
 
 /// The machine's architecture, boot loader and boot type as typed.
 #[derive(Clone, Copy, Debug, Args)]

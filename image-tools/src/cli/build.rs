@@ -9,10 +9,11 @@ use finalize::{boot::Loader, staged::BootType};
 use super::boots::Boots;
 use crate::{
     build::{self, BootFs, Esps, Request},
-    deployment::{Boot, Choice, Enrol, Sealing, Way, When},
+    deployment::{Boot, Choice, Enrol, Sealing, When},
     oci::Reference,
     plan::Format,
     secureboot,
+    system::Way,
     workshop::Workshop,
 };
 
