@@ -32,7 +32,9 @@ disk() { # NAME SECTOR-SIZE: sets $disk to the device, whose ESP has an entry an
 }
 found() { # WHAT DEVICE-WITH-THE-ROOT [MKFS]
   local before
+  udevadm settle # The name in /dev is udev's, and comes later than the device.
   wipefs -qa "$2"
+  udevadm settle
   "${3:-mkfs.ext4}" -q "$2"
   mount "$2" $root
   mkdir -p $root/boot $root/state
