@@ -3,7 +3,8 @@
 //! start (UEFI specification 2.10, 32.3), as `bootctl install --secure-boot-auto-enroll=yes` has it.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -60,7 +61,8 @@ impl Signer {
         signed.map(drop).with_context(|| format!("signing {name} {by}"))
     }
 
-    /// Makes the directory `dir` with what a firmware in setup mode enrols: the certificate, signed with its own key.
+    /// Makes the directory `dir` with what a firmware in setup mode enrols: the certificate, signed with its own key. It is there
+    /// when it is whole.
     ///
     /// # Errors
     ///
@@ -74,16 +76,22 @@ impl Signer {
         // Who owns the entry: it says nothing, and the same certificate says the same.
         let owner = Uuid::new_v5(&Uuid::NAMESPACE_OID, &fs::read(&der)?).to_string();
         program::run(cmd!(shell, "sbsiglist --owner {owner} --type x509 --output {list} {der}"))?;
-        fs::create_dir(dir).with_context(|| format!("creating {}", dir.display()))?;
-        program::run(cmd!(shell, "openssl x509 -in {cert}").arg("-out").arg(dir.join(CERTIFICATE)))
+        let making = || format!("making {}", dir.display());
+        ensure!(dir.symlink_metadata().is_err(), "{}: it is there already, and would be lost", making());
+        let beside = dir.parent().filter(|beside| !beside.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let public = Permissions::from_mode(0o755);
+        let part = tempfile::Builder::new().permissions(public).tempdir_in(beside).with_context(making)?;
+        program::run(cmd!(shell, "openssl x509 -in {cert}").arg("-out").arg(part.path().join(CERTIFICATE)))
             .with_context(reading)?;
         for name in VARIABLES {
-            let output = dir.join(file(name));
+            let output = part.path().join(file(name));
             let options = ["--attr", ATTRIBUTES, "--key"];
             let command = cmd!(shell, "sbvarsign").args(options).arg(key).arg("--cert").arg(cert);
             let made = program::run(command.arg("--output").arg(&output).arg(name).arg(&list));
-            made.with_context(|| format!("making {}", output.display()))?;
+            made.with_context(|| format!("making {name} of {}", dir.display()))?;
         }
+        fs::rename(part.path(), dir).with_context(making)?;
+        _ = part.keep();
         Ok(())
     }
 }
