@@ -32,9 +32,9 @@ from tmt.utils import ProvisionError
 PATIENCE = 600  # seconds, for a shutdown or a boot under emulation
 
 
-def key(text, **more):
+def text(says, **more):
     """A key of the plan, and an option of `tmt run provision`."""
-    return field(default=None, metavar="TEXT", help=text, **more)
+    return field(default=None, metavar="TEXT", help=says, **more)
 
 
 @container
@@ -43,17 +43,17 @@ class ImageToolsGuestData(tmt.guest.GuestSshData):
 
     _OPTIONLESS_FIELDS = (*tmt.guest.GuestSshData._OPTIONLESS_FIELDS, "process")
 
-    image: Optional[str] = key("The image that is booted.", option=("-i", "--image"))
-    stage: Optional[str] = key("The image that is staged.", option="--stage")
-    bootloader: Optional[str] = key("systemd-boot or grub.", option="--bootloader")
-    boot_type: Optional[str] = key("bls or uki.", option="--boot-type")
-    disk: Optional[str] = key("A disk image, of which a copy is booted.", option="--disk")
-    keep: Optional[str] = key("Where the disk is afterwards.", option="--keep")
-    ready: Optional[str] = key("What the console says when a boot is done.", option="--ready")
-    console: Optional[str] = key("Where the console is logged.", option="--console")
-    tools: Optional[str] = key("The program image-tools.", option="--tools")
-    build: Optional[str] = key("More words for image-tools build.", option="--build")
-    boot: Optional[str] = key("More words for image-tools boot.", option="--boot")
+    image: Optional[str] = text("The image that is booted.", option=("-i", "--image"))
+    stage: Optional[str] = text("The image that is staged.", option="--stage")
+    bootloader: Optional[str] = text("systemd-boot or grub.", option="--bootloader")
+    boot_type: Optional[str] = text("bls or uki.", option="--boot-type")
+    disk: Optional[str] = text("A disk image, of which a copy is booted.", option="--disk")
+    keep: Optional[str] = text("Where the disk is afterwards.", option="--keep")
+    ready: Optional[str] = text("What the console says when a boot is done.", option="--ready")
+    console: Optional[str] = text("Where the console is logged.", option="--console")
+    tools: Optional[str] = text("The program image-tools.", option="--tools")
+    build: Optional[str] = text("More words for image-tools build.", option="--build")
+    boot: Optional[str] = text("More words for image-tools boot.", option="--boot")
     process: Optional[int] = None
 
 
